@@ -35,12 +35,16 @@ exec 9> "$cache/python.lock"
 flock 9 # a second caller waits for the first and then finds it done
 if [ "$(cat "$stamp" 2> /dev/null)" != "$want" ] || ! "$venv/bin/python" -c '' 2> /dev/null; then
     say "making $venv (about 0.7 GB to download, once)"
-    rm -rf "$venv"
+    rm -f "$stamp" && rm -rf "$venv"
     "$base" -m venv "$venv" > /dev/null || { rm -rf "$venv"; apt_install python3-venv; "$base" -m venv "$venv"; }
-    # Compiling all modules costs more than the few that are imported compiled at first use.
+    # Compiling every module takes longer than all else; those that are used are compiled below.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r "$here/requirements.txt"
     bash "$here/torch_without_cuda.sh" "$venv"
-    "$venv/bin/python" -c 'import torch, transformers, datasets, sklearn, onnx, onnxruntime; torch.ones(2) @ torch.ones(2)'
+    env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - <<'PYTHON'
+import datasets, onnx, onnxruntime, sklearn.metrics, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, BertTokenizer
+torch.ones(2) @ torch.ones(2)
+PYTHON
     echo "$want" > "$stamp"
     say "ready: $(du -sh "$venv" | cut -f1) in ${SECONDS} s"
 fi
