@@ -23,8 +23,6 @@ pub struct State {
     pub best: Option<Best>,
     /// Evaluations since then.
     pub evaluations_without_gain: usize,
-    /// The step of the last evaluation.
-    pub evaluated: u64,
     /// The sum of the weighted losses since then.
     pub loss_sum: f64,
     /// The sum of their weights.
