@@ -1,7 +1,5 @@
 //! One model's way from its origin to a folder that transformers loads.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
@@ -94,15 +92,10 @@ impl Job<'_> {
         let Outcome::Finished(best) = outcome else { return Ok(outcome) };
 
         classifier.load_weights(&checkpoints().path(best.step).join("model.safetensors"))?;
-        let folder = self.files.model();
-        let temporary = folder.with_file_name(".tmp-model");
-        for stale in [&temporary, &folder].into_iter().filter(|stale| stale.exists()) {
-            fs::remove_dir_all(stale).with_context(|| stale.display().to_string())?;
-        }
-        fs::create_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
-        classifier.save(&temporary)?;
-        tokenizer.save(&temporary)?;
-        store::promote_dir(&temporary, &folder)?;
+        let staged = store::stage(&self.files.model())?;
+        classifier.save(staged.path())?;
+        tokenizer.save(staged.path())?;
+        store::publish(staged, &self.files.model())?;
         let statistics = evaluate(&classifier, &validation, settings.micro_batch_tokens)?.statistics(self.snapshot.labels());
         store::write_json(&self.files.statistics_json(), &statistics)?;
         report::curves(&self.files.metrics_jsonl(), &self.files.curves_png())?;
