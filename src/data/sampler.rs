@@ -4,7 +4,7 @@
 //! only decide how the batch is cut into micro-batches: packed sequences have no padding to save, but
 //! micro-batches of equal token count need equal time and memory.
 
-use kiln_kernels::random;
+use sha2::{Digest, Sha256};
 
 /// Cuts epochs into global batches, and those into micro-batches.
 #[derive(Clone, Debug)]
@@ -41,12 +41,13 @@ impl Sampler {
     }
 }
 
-/// A shuffle (Fisher and Yates) of `0..n` that depends on its arguments alone.
-pub fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<u32> {
+/// A shuffle of `0..n` that depends on its arguments alone: in the order of a keyed hash.
+fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
-    for i in (1..n).rev() {
-        order.swap(i, random::below(seed, epoch, i as u64, i as u64 + 1) as usize);
-    }
+    order.sort_by_cached_key(|i| {
+        let draw = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(epoch.to_le_bytes());
+        (draw.chain_update(i.to_le_bytes()).finalize(), *i)
+    });
     order
 }
 
