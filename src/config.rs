@@ -27,6 +27,9 @@ use crate::error::UserError;
 /// The experiment that is run where no file is named.
 pub const QUICKSTART: &str = include_str!("../experiments/quickstart.toml");
 
+/// The folder of all experiments where nobody names one, from where the command runs.
+pub const ROOT: &str = "kiln-runs";
+
 /// What the command line lays over an experiment file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
@@ -48,7 +51,9 @@ impl Config {
             None => Self::parse(QUICKSTART, "quickstart.toml (embedded)", Path::new(""), overrides),
             Some(file) => {
                 let shown = file.display().to_string();
-                let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the experiment file {shown}")).map_err(UserError)?;
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read the experiment file {shown}"))
+                    .map_err(UserError)?;
                 Self::parse(&text, &shown, file.parent().unwrap_or(Path::new("")), overrides)
             }
         }
@@ -63,7 +68,8 @@ impl Config {
     pub fn parse(text: &str, file: &str, base: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let error = |problems| ConfigError::new(file, text, problems);
         let mut root = document::parse(text).map_err(error)?;
-        let mut problems: Vec<_> = overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
+        let mut problems: Vec<_> =
+            overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
         problems.extend(overrides.lay(&mut root).err());
 
         let notes = table::Notes { base, problems: RefCell::new(problems) };
@@ -80,6 +86,12 @@ impl Config {
     /// the data: two runs with the same hash and the same snapshot are the same training.
     /// Not in it: names of places, the run's number, threads and how the export is run.
     pub fn hash(&self) -> String {
+        // Infallible: plain values with string keys.
+        hex(&Sha256::digest(serde_json::to_vec(&self.decisive()).unwrap_or_default()))
+    }
+
+    /// What [`Config::hash`] is of.
+    pub(crate) fn decisive(&self) -> impl Serialize {
         let mut models = self.models.clone();
         for model in &mut models {
             model.train.threads = 0;
@@ -89,9 +101,13 @@ impl Config {
                 *folder = absolute;
             }
         }
-        // Infallible: plain values with string keys.
-        let json = serde_json::to_vec(&(&self.name, &self.objective, &models, &self.export)).unwrap_or_default();
-        hex(&Sha256::digest(json))
+        #[derive(Serialize)]
+        struct Decisive {
+            objective: Objective,
+            model: Vec<Model>,
+            export: Export,
+        }
+        Decisive { objective: self.objective, model: models, export: self.export }
     }
 }
 
