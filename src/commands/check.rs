@@ -18,7 +18,7 @@ use crate::{store, user_error};
 /// The user's: all mistakes of the file, or all that is missing on the disk.
 pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
     let config = Config::load(args.file.as_deref(), &options.overrides())?;
-    let models = check(&config)?;
+    let models = check(&config, None)?;
     if options.json {
         print_json(&config)?;
     } else if !options.quiet {
@@ -28,21 +28,22 @@ pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
 }
 
 /// Checks that what the experiment names is there, and that kiln knows its models; returns each
-/// model's `model_type`.
+/// model's `model_type`. A prepared `snapshot` stands for the data's source, which may be gone.
 ///
 /// # Errors
 /// The user's: everything that is missing, a line each.
-pub fn check(config: &Config) -> Result<Vec<String>> {
+pub fn check(config: &Config, snapshot: Option<&Path>) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     let mut exists = |what: &str, path: &Path| {
         if !path.exists() {
             missing.push(format!("{what}: {} is not there", path.display()));
         }
     };
-    match &config.data.source {
-        Source::Sample => {}
-        Source::Path(path) => exists("data.source", path),
-        Source::Parts { train, validation, test } => {
+    match (snapshot, &config.data.source) {
+        (Some(snapshot), _) => exists("--data", snapshot),
+        (None, Source::Sample) => {}
+        (None, Source::Path(path)) => exists("data.source", path),
+        (None, Source::Parts { train, validation, test }) => {
             exists("data.source.train", train);
             validation.iter().for_each(|path| exists("data.source.validation", path));
             test.iter().for_each(|path| exists("data.source.test", path));

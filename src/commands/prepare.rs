@@ -18,7 +18,7 @@ use crate::train::Job;
 /// The user's, of the file and the data; files that cannot be read or written.
 pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
     let config = Config::load(args.file.as_deref(), &options.overrides())?;
-    check::check(&config)?;
+    check::check(&config, None)?;
     let experiment = Experiment::new(&config.root, &config.name);
     let snapshot = data::prepare(&config.data, &experiment.data_dir())?;
     let parts: Vec<Part> = Part::ALL.into_iter().filter(|part| snapshot.has(*part)).collect();

@@ -21,7 +21,7 @@ use crate::{export, infer, report};
 /// goes on from its last checkpoint when it is started again.
 pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     let config = Config::load(args.experiment.file.as_deref(), &options.overrides())?;
-    check::check(&config)?;
+    check::check(&config, args.data.as_deref())?;
     if matches!(args.stop_after, None | Some(Stage::Export)) {
         infer::runtime::ensure(options.offline)?; // now, not after an hour of training
     }
