@@ -1,1 +1,4 @@
-//! infer
+//! Running exported models with ONNX Runtime, on CPU.
+
+pub mod predictor;
+pub mod runtime;
