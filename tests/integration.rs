@@ -1,1 +1,4 @@
+//! The one integration binary: a module for each concern.
 
+mod parity;
+mod support;

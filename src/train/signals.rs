@@ -1,0 +1,54 @@
+//! SIGINT and SIGTERM: the first asks for a checkpoint at the next step, the second ends at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::Result;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Which signal has come, if any.
+pub struct Signals {
+    received: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// What the system says of the handlers.
+    pub fn listen() -> Result<Self> {
+        let (received, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds `again` unset, sets it, and is noted.
+            flag::register_conditional_default(signal, again.clone())?;
+            flag::register(signal, again.clone())?;
+            flag::register_usize(signal, received.clone(), signal as usize)?;
+        }
+        Ok(Self { received })
+    }
+
+    /// The signal that came.
+    pub fn received(&self) -> Option<Signal> {
+        match self.received.load(Ordering::SeqCst) as i32 {
+            SIGINT => Some(Signal { name: "SIGINT", number: SIGINT as u8 }),
+            SIGTERM => Some(Signal { name: "SIGTERM", number: SIGTERM as u8 }),
+            _ => None,
+        }
+    }
+}
+
+/// A signal that ends a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    /// `SIGINT` or `SIGTERM`.
+    pub name: &'static str,
+    number: u8,
+}
+
+impl Signal {
+    /// 130 or 143, as shells have it.
+    pub fn exit_code(self) -> u8 {
+        128 + self.number
+    }
+}

@@ -1,0 +1,17 @@
+//! What the tests share.
+
+use std::path::PathBuf;
+
+/// A file that the repository holds.
+pub fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// What experiments/fetch.sh brought, or `None` after saying aloud that the test is skipped.
+pub fn fetched(name: &str) -> Option<PathBuf> {
+    let path = repository("experiments/data").join(name);
+    if !path.exists() {
+        println!("skipped: {} is not there; run experiments/fetch.sh", path.display());
+    }
+    path.exists().then_some(path)
+}
