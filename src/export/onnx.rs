@@ -8,7 +8,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use kiln_models::nn::graph::{Attribute, Dim, Graph, Initializer, Node};
+use kiln_models::nn::{Attribute, Dim, Graph, Initializer, Node};
 use prost::Message;
 
 use super::proto::*;
@@ -149,18 +149,11 @@ fn write_external(initializers: &[Initializer], path: &Path) -> Result<Vec<Tenso
     write().with_context(|| format!("could not write {}", path.display()))
 }
 
-/// The bytes of an initializer, as many as it said.
+/// The bytes of an initializer, as many as its lengths were counted with.
 fn bytes(initializer: &Initializer) -> Result<Vec<u8>> {
-    let bytes = initializer.bytes();
-    let elements: usize = initializer.dims.iter().product();
-    let expected = elements * if initializer.is_i64() { 8 } else { 4 };
-    ensure!(
-        bytes.len() == expected && initializer.byte_len() == expected,
-        "initializer {} {:?} has {} bytes, needs {expected}",
-        initializer.name,
-        initializer.dims,
-        bytes.len(),
-    );
+    let Initializer { name, dims, .. } = initializer;
+    let (bytes, expected) = (initializer.bytes(), initializer.byte_len());
+    ensure!(bytes.len() == expected, "initializer {name} {dims:?} has {} bytes, needs {expected}", bytes.len());
     Ok(bytes)
 }
 
@@ -228,56 +221,41 @@ mod tests {
     use crate::infer::predictor::{Options, Predictor};
     use crate::infer::runtime;
     use crate::pretrained::Example;
-    use kiln_models::nn::graph::{InitializerData, Input, Output};
+    use kiln_models::nn::{InitializerData, Input, Output};
 
     const HIDDEN: usize = 20;
     const LABELS: usize = 3;
 
     /// logits = (sum over the sequence of words[input_ids] + types[token_type_ids]) · W + b
     fn sum_of_embeddings(vocabulary: usize) -> Graph {
-        let node = |op_type, inputs: &[&str], output: &str, attributes| Node {
-            op_type,
-            name: output.into(),
-            inputs: inputs.iter().map(|&input| input.into()).collect(),
-            outputs: vec![output.into()],
-            attributes,
-        };
-        let f32s = |name: &str, dims: &[usize]| {
+        let mut graph = Graph::default();
+        let f32s = |graph: &mut Graph, name: &str, dims: &[usize]| {
             let data = (0..dims.iter().product()).map(|i: usize| (i % 17) as f32 / 8.0 - 1.0).collect();
-            Initializer { name: name.into(), dims: dims.to_vec(), data: InitializerData::F32(data) }
+            graph.initializer(name, dims.to_vec(), InitializerData::F32(data))
         };
-        let batch = || Dim::Symbol("batch");
-        let names = ["input_ids", "attention_mask", "token_type_ids"];
-        Graph {
-            inputs: names
-                .iter()
-                .map(|&name| Input { name: name.into(), dims: vec![batch(), Dim::Symbol("sequence")] })
-                .collect(),
-            nodes: vec![
-                node("Gather", &["words", "input_ids"], "x_words", vec![("axis", Attribute::Int(0))]),
-                node("Gather", &["types", "token_type_ids"], "x_types", vec![("axis", Attribute::Int(0))]),
-                node("Add", &["x_words", "x_types"], "x", vec![]), // [batch, sequence, hidden]
-                node("Cast", &["attention_mask"], "mask", vec![("to", Attribute::Int(1))]),
-                node("Unsqueeze", &["mask"], "mask_1", vec![("axes", Attribute::Ints(vec![2]))]),
-                node("Mul", &["x", "mask_1"], "masked", vec![]),
-                node(
-                    "ReduceSum",
-                    &["masked"],
-                    "sum",
-                    vec![("axes", Attribute::Ints(vec![1])), ("keepdims", Attribute::Int(0))],
-                ),
-                node("Reshape", &["sum", "shape"], "sum_2", vec![]),
-                node("Gemm", &["sum_2", "w", "b"], "logits", vec![("alpha", Attribute::Float(0.5))]),
-            ],
-            initializers: vec![
-                f32s("words", &[vocabulary, HIDDEN]),
-                f32s("types", &[2, HIDDEN]),
-                f32s("w", &[HIDDEN, LABELS]),
-                f32s("b", &[LABELS]),
-                Initializer { name: "shape".into(), dims: vec![2], data: InitializerData::I64(vec![-1, 20]) },
-            ],
-            outputs: vec![Output { name: "logits".into(), dims: vec![batch(), Dim::Fixed(LABELS)] }],
+        let words = f32s(&mut graph, "words", &[vocabulary, HIDDEN]);
+        let types = f32s(&mut graph, "types", &[2, HIDDEN]);
+        let w = f32s(&mut graph, "w", &[HIDDEN, LABELS]);
+        let b = f32s(&mut graph, "b", &[LABELS]);
+        let shape = graph.ints("shape", &[-1, HIDDEN as i64]);
+
+        let batch = Dim::Symbol("batch");
+        for name in ["input_ids", "attention_mask", "token_type_ids"] {
+            graph.inputs.push(Input { name: name.into(), dims: vec![batch, Dim::Symbol("sequence")] });
         }
+        let words = graph.node("Gather", &[&words, "input_ids"], &[("axis", Attribute::Int(0))]);
+        let types = graph.node("Gather", &[&types, "token_type_ids"], &[("axis", Attribute::Int(0))]);
+        let x = graph.node("Add", &[&words, &types], &[]); // [batch, sequence, hidden]
+        let mask = graph.node("Cast", &["attention_mask"], &[("to", Attribute::Int(1))]);
+        let mask = graph.node("Unsqueeze", &[&mask], &[("axes", Attribute::Ints(vec![2]))]);
+        let x = graph.node("Mul", &[&x, &mask], &[]);
+        let axes = [("axes", Attribute::Ints(vec![1])), ("keepdims", Attribute::Int(0))];
+        let x = graph.node("ReduceSum", &[&x], &axes); // [batch, hidden]
+        let x = graph.node("Reshape", &[&x, &shape], &[]);
+        graph.node("Gemm", &[&x, &w, &b], &[("alpha", Attribute::Float(0.5))]);
+        graph.nodes.last_mut().unwrap().outputs = vec!["logits".into()];
+        graph.outputs.push(Output { name: "logits".into(), dims: vec![batch, Dim::Fixed(LABELS)] });
+        graph
     }
 
     /// The same in plain Rust.

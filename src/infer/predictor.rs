@@ -12,6 +12,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use ort::AsPointer;
+use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Tensor, ValueType};
@@ -201,5 +202,6 @@ pub(crate) fn builder(runtime: &Runtime) -> ort::Result<SessionBuilder> {
         .with_intra_threads(1)?
         .with_inter_threads(1)?
         .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?)
+        .with_inter_op_spinning(false)?
+        .with_log_level(LogLevel::Fatal)?) // what goes wrong is returned; no need to print it too
 }
