@@ -36,7 +36,7 @@ struct Config {
     classifier_dropout: Option<f32>,
     max_position_embeddings: usize,
     type_vocab_size: usize,
-    initializer_range: f32,
+    initializer_range: f64,
     layer_norm_eps: f64,
     position_embedding_type: String,
     is_decoder: bool,

@@ -13,18 +13,10 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Map, Value as Json, json};
 
+pub use crate::data::Example;
 use crate::error::UserError;
 use crate::store;
 use crate::user_error;
-
-/// One encoded text, as the tokenizer gives it.
-#[derive(Clone, Copy, Debug)]
-pub struct Example<'a> {
-    /// Token ids.
-    pub input_ids: &'a [i32],
-    /// Segment ids, of the same length; zeros where there are none.
-    pub token_type_ids: Option<&'a [i8]>,
-}
 
 /// A sequence classifier with its labels.
 pub struct Classifier {

@@ -15,3 +15,10 @@ pub fn fetched(name: &str) -> Option<PathBuf> {
     }
     path.exists().then_some(path)
 }
+
+/// The real binary, without a terminal.
+pub fn kiln() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+    command.stdin(std::process::Stdio::null());
+    command
+}

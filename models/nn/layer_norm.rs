@@ -77,7 +77,7 @@ impl Op for Norm {
         let LayerNorm { weight, bias, .. } = &self.layer;
         let values = weight.values();
         let (dx, dresidual) = add_gradients([weight, bias], |[dgamma, dbeta]| {
-            layer_norm::backward(saved, self.dropout(), dy, values.view(weight.range()), dgamma, dbeta, residual)
+            layer_norm::backward(&saved, self.dropout(), dy, values.view(weight.range()), dgamma, dbeta, residual)
         })?;
         gradients.add(0, dx)?;
         match dresidual {

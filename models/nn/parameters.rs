@@ -22,7 +22,7 @@ pub enum Init {
     /// Ones.
     Ones,
     /// Normal with mean 0 and this standard deviation.
-    Normal(f32),
+    Normal(f64),
 }
 
 /// What a layer says of a parameter when it declares it.
@@ -39,6 +39,7 @@ struct Declared {
 }
 
 /// The buffers that all parameters of a model share.
+#[derive(Default)]
 struct Storage {
     values: RwLock<Buffer>,
     gradients: RwLock<Buffer>,
@@ -143,10 +144,9 @@ impl Default for Builder {
 impl Builder {
     /// The root of a new model.
     pub fn new() -> Self {
-        let empty = || RwLock::new(Buffer::from_vec(Vec::new()));
         let shared = Shared {
             parameters: RefCell::default(),
-            storage: Arc::new(Storage { values: empty(), gradients: empty() }),
+            storage: Arc::new(Storage::default()),
             elements: Cell::new(0),
             sites: Cell::new(0),
         };
@@ -216,7 +216,7 @@ impl Builder {
                 Init::Normal(std) => part.copy_from_slice(&init::normal(seed, stream as u64, part.len(), std)),
             }
         }
-        *write(&storage.values) = Buffer::from_vec(values);
+        *write(&storage.values) = Buffer::from_vec(values, &Device::Cpu)?;
         Ok(Parameters { parameters, storage })
     }
 }
@@ -325,7 +325,7 @@ impl Parameters {
                 let (got, expected) = (tensor.shape, parameter.shape().to_vec());
                 return Err(Error::Shape { name: found, got, expected }.into());
             }
-            self.values_mut().write(parameter.range().start, &tensor.data).map_err(Error::from)?;
+            self.values_mut().write(parameter.range().start, &tensor.data);
             report.loaded += 1;
         }
         report.unused = unused.into_iter().map(str::to_owned).collect();

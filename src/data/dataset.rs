@@ -50,6 +50,15 @@ impl<T: arrow_buffer::ArrowNativeType> Lists<T> {
     }
 }
 
+/// One encoded text, without padding.
+#[derive(Clone, Copy, Debug)]
+pub struct Example<'a> {
+    /// Token ids.
+    pub input_ids: &'a [i32],
+    /// Which text of a pair each token is of; all of the first where there are none.
+    pub token_type_ids: Option<&'a [i8]>,
+}
+
 impl Dataset {
     /// Opens a folder of `datasets`: state.json and the Arrow streams that it names. Columns are
     /// `input_ids` (list of int32), and where there are any `token_type_ids` and `attention_mask`
@@ -111,6 +120,11 @@ impl Dataset {
     pub fn token_type_ids(&self, i: usize) -> Option<&[i8]> {
         let (batch, row) = self.locate(i);
         Some(&batch.token_type_ids.as_ref()?.row(row)[..batch.length(row)])
+    }
+
+    /// Row `i` as a model reads it.
+    pub fn example(&self, i: usize) -> Example<'_> {
+        Example { input_ids: self.input_ids(i), token_type_ids: self.token_type_ids(i) }
     }
 
     /// The label's id.

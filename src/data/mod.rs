@@ -2,12 +2,13 @@
 //!
 //! [`source`] reads files into [`Row`]s, [`split`] removes duplicates and cuts the parts,
 //! [`snapshot`] writes them once under the hash of what they came from, [`encode`] turns a part into
-//! Arrow by a [`Tokenizer`], and [`dataset`] maps that into memory for training.
+//! Arrow by a [`Tokenizer`], and [`dataset`] maps that into memory for training, which [`sampler`] cuts into batches.
 
 pub mod card;
 pub mod dataset;
 pub mod encode;
 pub mod rows;
+pub mod sampler;
 pub mod sample;
 pub mod snapshot;
 pub mod source;
@@ -15,7 +16,7 @@ pub mod split;
 pub mod tokenizer;
 
 pub use card::Card;
-pub use dataset::Dataset;
+pub use dataset::{Dataset, Example};
 pub use encode::{Encoded, Encoding, encode_texts};
 pub use rows::{Row, Word};
 pub use snapshot::{Snapshot, prepare};

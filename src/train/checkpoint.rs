@@ -81,28 +81,23 @@ impl Checkpoints {
     /// # Errors
     /// What the file system says; the checkpoints before it are untouched then.
     pub fn save(&self, state: &State, classifier: &Classifier, optimizer: &Optimizer) -> Result<()> {
-        let (path, temporary) = (self.path(state.step), self.folder.join(format!(".tmp-{}", state.step)));
+        let path = self.path(state.step);
         if !path.exists() {
-            if temporary.exists() {
-                fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
-            }
-            fs::create_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
-            classifier.save_weights(&temporary.join("model.safetensors"))?;
+            let staged = store::stage(&path)?;
+            classifier.save_weights(&staged.path().join("model.safetensors"))?;
             let elements = classifier.built().parameters.elements();
             let moments = [("exp_avg", &optimizer.exp_avg), ("exp_avg_sq", &optimizer.exp_avg_sq)]
                 .map(|(name, buffer)| (name, buffer.read(0..elements)));
             let stored = moments.iter().map(|(name, values)| ((*name).to_owned(), Stored::Flat(values)));
-            write_safetensors(&temporary.join("optimizer.safetensors"), stored)?;
-            store::write_json(&temporary.join("state.json"), state)?;
-            store::promote_dir(&temporary, &path)?;
+            write_safetensors(&staged.path().join("optimizer.safetensors"), stored)?;
+            store::write_json(&staged.path().join("state.json"), state)?;
+            store::publish(staged, &path)?;
         }
         let best = state.best.map(|best| best.step);
         let steps = self.steps()?;
         let old = steps.iter().rev().skip(self.keep.max(1)).filter(|&&step| Some(step) != best);
         for path in old.map(|&step| self.path(step)) {
-            // The name goes first, so that a half-removed folder is never taken for a checkpoint.
-            let doomed = self.folder.join(format!(".tmp-drop-{}", path.file_name().unwrap_or_default().display()));
-            fs::rename(&path, &doomed).and_then(|()| fs::remove_dir_all(&doomed)).with_context(|| path.display().to_string())?;
+            store::remove_dir(&path)?;
         }
         Ok(())
     }

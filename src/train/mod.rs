@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `job` | one model: its origin, its training, its folder |
 //! | `trainer` | the loop: micro-batches, the gate at its start, the guard against NaN, evaluation, checkpoints |
 //! | `optimizer` | AdamW's groups and moments |
 //! | `schedule` | learning-rate factors |
@@ -12,6 +13,7 @@
 
 mod checkpoint;
 mod evaluate;
+mod job;
 mod loss;
 mod optimizer;
 mod schedule;
@@ -20,6 +22,7 @@ mod trainer;
 
 pub use checkpoint::{Best, Checkpoints, State};
 pub use evaluate::{Evaluated, evaluate};
+pub use job::{Job, Start};
 pub use loss::class_weights;
 pub use optimizer::Optimizer;
 pub use schedule::Schedule;

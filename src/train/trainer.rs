@@ -65,10 +65,8 @@ impl<'a> Trainer<'a> {
             config::Duration::Epochs(epochs) => epochs * sampler.steps_per_epoch(),
             config::Duration::Steps(steps) => steps,
         };
-        let mut counts = vec![0u64; classifier.id2label().len()];
-        for label in (0..train.len()).filter_map(|i| train.label(i)) {
-            counts[label as usize] += 1;
-        }
+        let counts = label_counts(train, classifier.id2label().len())?;
+        label_counts(validation, counts.len())?;
         let class_weights = class_weights(&settings.class_weights, classifier.id2label(), &counts)?;
         let mut optimizer = Optimizer::new(&classifier.built().parameters, settings)?;
         let state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
@@ -262,4 +260,16 @@ impl<'a> Trainer<'a> {
             self.settings.max_grad_norm
         )
     }
+}
+
+/// How often a part has each label.
+fn label_counts(dataset: &Dataset, labels: usize) -> Result<Vec<u64>> {
+    let mut counts = vec![0; labels];
+    for i in 0..dataset.len() {
+        match dataset.label(i).map(|label| label as usize) {
+            Some(label) if label < labels => counts[label] += 1,
+            got => bail!("row {i} of a part has label {got:?}; the snapshot has {labels} labels: prepare it again"),
+        }
+    }
+    Ok(counts)
 }
