@@ -4,11 +4,13 @@
 //! runs one batch at a time on one thread. All workers run one session, so weights lie in memory
 //! once; a second session would hold, and optimise, a copy of its own.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use ort::AsPointer;
@@ -18,7 +20,9 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Tensor, ValueType};
 
 use super::runtime::Runtime;
-use crate::pretrained::Example;
+use crate::data::Example;
+use crate::metrics::Throughput;
+use crate::progress::Progress;
 
 /// How a [`Predictor`] runs.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +33,15 @@ pub struct Options {
     pub max_tokens: usize,
     /// The tokenizer's padding id.
     pub pad_id: u32,
+}
+
+/// What a model says of examples, and how fast.
+#[derive(Clone, Debug)]
+pub struct Predictions {
+    /// Logits `[labels]` of each example, in the order given.
+    pub logits: Vec<Vec<f32>>,
+    /// Wall-clock, from the first batch to the last.
+    pub throughput: Throughput,
 }
 
 /// An exported model, ready to run.
@@ -86,27 +99,45 @@ impl Predictor {
         })
     }
 
-    /// A value of the model's metadata.
-    pub fn metadata(&self, key: &str) -> Option<String> {
-        self.session.metadata().ok()?.custom(key)
+    /// The model's input columns, in its order.
+    pub fn input_names(&self) -> Vec<&str> {
+        self.session.inputs().iter().map(|input| input.name()).collect()
     }
 
-    /// Logits `[labels]` of each example, in the order given.
+    /// The labels by id, as the export wrote them into the model.
+    ///
+    /// # Errors
+    /// A model that kiln did not export.
+    pub fn id2label(&self) -> Result<Vec<String>> {
+        let json = self.session.metadata()?.custom("id2label").context("the model's metadata has no id2label")?;
+        let id2label: BTreeMap<usize, String> = serde_json::from_str(&json).context("the model's metadata id2label")?;
+        ensure!(
+            id2label.keys().copied().eq(0..self.labels),
+            "the model's metadata id2label does not name its {} labels: {json}",
+            self.labels
+        );
+        Ok(id2label.into_values().collect())
+    }
+
+    /// Predicts all of `examples`, and reports to `progress` how many are done.
     ///
     /// # Errors
     /// Where an example has no tokens, or ids that the model does not know, or logits that are not
     /// finite.
-    pub fn predict(&self, examples: &[Example<'_>]) -> Result<Vec<Vec<f32>>> {
+    pub fn predict(&self, examples: &[Example<'_>], progress: &Progress) -> Result<Predictions> {
+        let started = Instant::now();
         let batches = batches(examples, self.options.max_tokens);
-        let next = AtomicUsize::new(0);
+        let (next, finished) = (AtomicUsize::new(0), AtomicU64::new(0));
         let work = || -> Result<Vec<(usize, Vec<f32>)>> {
             let mut done = Vec::new();
             while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let logits = self.run(batch.iter().map(|&i| examples[i])).inspect_err(|_| {
                     next.store(batches.len(), Ordering::Relaxed); // the others need not go on
                 });
-                let range = |batch: &[usize]| format!("{:?}", &batch[..batch.len().min(8)]);
-                done.extend(batch.iter().copied().zip(logits.with_context(|| format!("examples {}", range(batch)))?));
+                let logits = logits.with_context(|| format!("one of examples {}", first_few(batch)))?;
+                done.extend(batch.iter().copied().zip(logits));
+                let rows = batch.len() as u64;
+                progress.set(finished.fetch_add(rows, Ordering::Relaxed) + rows, "");
             }
             Ok(done)
         };
@@ -123,7 +154,9 @@ impl Predictor {
         for (i, row) in done.into_iter().flatten() {
             logits[i] = row;
         }
-        Ok(logits)
+        let tokens: usize = examples.iter().map(|example| example.input_ids.len()).sum();
+        let throughput = Throughput::new(examples.len() as u64, tokens as u64, started.elapsed().as_secs_f64());
+        Ok(Predictions { logits, throughput })
     }
 
     /// Logits of one batch, padded to its longest example.
@@ -195,6 +228,12 @@ fn batches(examples: &[Example<'_>], max_tokens: usize) -> Vec<Vec<usize>> {
     batches
 }
 
+/// `3, 17, 4, …`
+fn first_few(examples: &[usize]) -> String {
+    let few: Vec<String> = examples.iter().take(8).map(usize::to_string).collect();
+    format!("{}{}", few.join(", "), if examples.len() > few.len() { ", …" } else { "" })
+}
+
 /// Session options for one thread a run and the graph optimised as far as it goes.
 pub(crate) fn builder(runtime: &Runtime) -> ort::Result<SessionBuilder> {
     Ok(Session::builder(runtime.environment())?
@@ -204,4 +243,28 @@ pub(crate) fn builder(runtime: &Runtime) -> ort::Result<SessionBuilder> {
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_log_level(LogLevel::Fatal)?) // what goes wrong is returned; no need to print it too
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_example_once_and_at_most_max_tokens() {
+        let ids = [0; 100];
+        let lengths: Vec<usize> = (0..57).map(|i| 1 + i * 37 % 100).collect();
+        let examples: Vec<_> =
+            lengths.iter().map(|&n| Example { input_ids: &ids[..n], token_type_ids: None }).collect();
+        let batches = batches(&examples, 64);
+
+        let mut seen: Vec<usize> = batches.concat();
+        assert!(seen.is_sorted_by_key(|&i| std::cmp::Reverse(lengths[i])));
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..57));
+        for batch in &batches {
+            let padded = batch.len() * lengths[batch[0]];
+            assert!(padded <= 64 || batch.len() == 1, "{batch:?} has {padded} tokens");
+        }
+        assert!(self::batches(&[], 64).is_empty());
+    }
 }
