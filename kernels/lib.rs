@@ -1,1 +1,58 @@
-//! kernels
+//! Fused forward and backward kernels for training transformers: tensors in, tensors out.
+//!
+//! Activations and their gradients are contiguous `f32` candle [`Tensor`]s. Parameters, their
+//! gradients and the optimizer's moments lie in flat [`Buffer`]s, and a kernel takes its part of
+//! one as a [`View`] or a [`ViewMut`]; a parameter's gradient is always *added* into its view.
+//! Sequences lie one after another without padding, and a [`Packing`] says where each one ends.
+//!
+//! | kernel | |
+//! |---|---|
+//! | [`linear`] | `y = x·Wᵀ + b` |
+//! | [`layer_norm`] | `y = LN(residual + dropout(x))` in one pass |
+//! | [`attention`] | softmax attention inside each sequence; probabilities are never kept |
+//! | [`gelu`], [`tanh`] | activations |
+//! | [`embedding`], [`pooling`] | rows in, rows out |
+//! | [`dropout`](mod@dropout) | masks made by a counter, so that none is kept |
+//! | [`cross_entropy`] | loss and its gradient in one pass |
+//! | [`adamw`], [`norm`] | the optimizer step and the global gradient norm |
+//! | [`init`] | reproducible initial weights |
+//!
+//! Every result has the same bits for the same number of [`threads`]; except for the products of
+//! [`linear`], for any number of them. Each kernel's tests hold a plain twin of it in candle's own
+//! differentiable ops, and check its gradients by finite differences.
+//!
+//! Kernels run on the CPU. An input on another device, of another dtype or not contiguous is an
+//! error that says so.
+#![warn(missing_docs)]
+
+mod add;
+mod buffer;
+mod cpu;
+mod packing;
+mod product;
+mod random;
+mod simd;
+#[cfg(test)]
+mod testing;
+mod tile;
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod gelu;
+pub mod init;
+pub mod layer_norm;
+pub mod linear;
+pub mod norm;
+pub mod pooling;
+pub mod tanh;
+pub mod threads;
+
+pub use add::add;
+pub use buffer::{Buffer, View, ViewMut};
+pub use candle_core::{Device, Error, Result, Tensor};
+pub use dropout::Dropout;
+pub use linear::Grad;
+pub use packing::Packing;

@@ -5,8 +5,8 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::nn::{
-    Attention, Builder, Dropout, Embedding, Init, Inputs, LayerNorm, Linear, Sequences, Tensor,
-    embed, first_token, gelu, tanh,
+    Attention, Builder, Dropout, Embedding, Init, Inputs, LayerNorm, Linear, Sequences, Tensor, embed, first_token,
+    gelu, tanh,
 };
 use crate::{Architecture, Error, Model, Result, num_labels};
 
@@ -66,8 +66,8 @@ impl Default for Config {
 
 impl Config {
     fn parse(config: &crate::Config) -> Result<Self> {
-        let config: Self = serde_json::from_value(Json::Object(config.clone()))
-            .map_err(|e| Error::Config(e.to_string()))?;
+        let config: Self =
+            serde_json::from_value(Json::Object(config.clone())).map_err(|e| Error::Config(e.to_string()))?;
         let refuse = |what: String| Err(Error::Config(what));
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return refuse(format!(

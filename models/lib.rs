@@ -118,10 +118,8 @@ pub struct Built {
 /// # Errors
 /// An unknown `model_type`, or a config that the architecture cannot follow.
 pub fn build(config: &Config, seed: u64) -> Result<Built> {
-    let model_type = config
-        .get("model_type")
-        .and_then(Json::as_str)
-        .ok_or_else(|| Error::Config("model_type is missing".into()))?;
+    let model_type =
+        config.get("model_type").and_then(Json::as_str).ok_or_else(|| Error::Config("model_type is missing".into()))?;
     let architecture = architecture(model_type)?;
     let builder = Builder::new();
     let model = (architecture.build)(config, &builder)?;

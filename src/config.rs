@@ -48,7 +48,9 @@ impl Config {
             None => Self::parse(QUICKSTART, "quickstart.toml (embedded)", Path::new(""), overrides),
             Some(file) => {
                 let shown = file.display().to_string();
-                let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the experiment file {shown}")).map_err(UserError)?;
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read the experiment file {shown}"))
+                    .map_err(UserError)?;
                 Self::parse(&text, &shown, file.parent().unwrap_or(Path::new("")), overrides)
             }
         }
@@ -63,7 +65,8 @@ impl Config {
     pub fn parse(text: &str, file: &str, base: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let error = |problems| ConfigError::new(file, text, problems);
         let mut root = document::parse(text).map_err(error)?;
-        let mut problems: Vec<_> = overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
+        let mut problems: Vec<_> =
+            overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
         problems.extend(overrides.lay(&mut root).err());
 
         let notes = table::Notes { base, problems: RefCell::new(problems) };

@@ -39,7 +39,13 @@ impl Classifier {
             bail!(
                 "{}: lacks {}; it needs to be a folder that a training wrote",
                 folder.join("model.safetensors").display(),
-                report.new.iter().chain(report.reshaped.iter().map(|(name, _)| name)).cloned().collect::<Vec<_>>().join(", ")
+                report
+                    .new
+                    .iter()
+                    .chain(report.reshaped.iter().map(|(name, _)| name))
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", ")
             );
         }
         Ok(classifier)
@@ -86,7 +92,10 @@ impl Classifier {
         }
         let ids = labels.iter().enumerate();
         config.insert("architectures".into(), json!([architecture.class_name]));
-        config.insert("id2label".into(), ids.clone().map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into());
+        config.insert(
+            "id2label".into(),
+            ids.clone().map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into(),
+        );
         config.insert("label2id".into(), ids.map(|(i, label)| (label.clone(), json!(i))).collect::<Map<_, _>>().into());
         config.insert("problem_type".into(), "single_label_classification".into());
         config.remove("num_labels");
@@ -206,7 +215,10 @@ pub fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>> {
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let file = folder.join("config.json");
     if !folder.is_dir() {
-        return Err(user_error!("{}: is no folder; a model's path needs config.json and model.safetensors in it", folder.display()));
+        return Err(user_error!(
+            "{}: is no folder; a model's path needs config.json and model.safetensors in it",
+            folder.display()
+        ));
     }
     store::read_json(&file).map_err(|e| UserError(e).into())
 }
@@ -279,10 +291,7 @@ impl View for StoredView<'_> {
 }
 
 /// Writes a safetensors file by temporary name, fsync and rename.
-pub(crate) fn write_safetensors<'a>(
-    file: &Path,
-    tensors: impl Iterator<Item = (String, Stored<'a>)>,
-) -> Result<()> {
+pub(crate) fn write_safetensors<'a>(file: &Path, tensors: impl Iterator<Item = (String, Stored<'a>)>) -> Result<()> {
     let views = tensors.map(|(name, stored)| {
         let shape = match &stored {
             Stored::Parameter(parameter) => parameter.shape().to_vec(),

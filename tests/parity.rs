@@ -16,7 +16,8 @@ fn golden(architecture: &str) {
     let mask = golden["in.attention_mask"].to_vec2::<i64>().unwrap();
     let labels: Vec<u32> = golden["in.labels"].to_vec1::<i64>().unwrap().iter().map(|&l| l as u32).collect();
     let lengths: Vec<usize> = mask.iter().map(|row| row.iter().sum::<i64>() as usize).collect();
-    let rows: Vec<Vec<i32>> = ids.iter().zip(&lengths).map(|(row, &n)| row[..n].iter().map(|&id| id as i32).collect()).collect();
+    let rows: Vec<Vec<i32>> =
+        ids.iter().zip(&lengths).map(|(row, &n)| row[..n].iter().map(|&id| id as i32).collect()).collect();
     let examples: Vec<_> = rows.iter().map(|row| Example { input_ids: row, token_type_ids: None }).collect();
 
     let parameters = &classifier.built().parameters;
@@ -32,11 +33,13 @@ fn golden(architecture: &str) {
     for (i, state) in hidden.iter().enumerate() {
         // Padded rows of the reference mean nothing: its tokens are those of the mask.
         let reference = &golden[&format!("out.hidden.{i}")];
-        let tokens: Vec<Tensor> = lengths.iter().enumerate().map(|(b, &n)| reference.get(b).unwrap().narrow(0, 0, n).unwrap()).collect();
+        let tokens: Vec<Tensor> =
+            lengths.iter().enumerate().map(|(b, &n)| reference.get(b).unwrap().narrow(0, 0, n).unwrap()).collect();
         close(&format!("hidden state {i}"), state.data().unwrap(), &Tensor::cat(&tokens, 0).unwrap(), 1e-5);
     }
 
-    let (losses, dlogits) = cross_entropy::forward(logits.data().unwrap(), &labels, None, 0.0, labels.len() as f64).unwrap();
+    let (losses, dlogits) =
+        cross_entropy::forward(logits.data().unwrap(), &labels, None, 0.0, labels.len() as f64).unwrap();
     let loss = losses.iter().sum::<f32>() / labels.len() as f32;
     assert!((loss - golden["out.loss"].to_vec1::<f32>().unwrap()[0]).abs() < 1e-6, "loss {loss}");
     tape.backward(&logits, dlogits).unwrap();
@@ -77,7 +80,8 @@ fn minilm_is_candle_transformers_bert() {
 
     let config: Config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     let tensors = safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
-    let peer = BertModel::load(candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), &config).unwrap();
+    let peer =
+        BertModel::load(candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), &config).unwrap();
 
     let rows: Vec<Vec<i32>> = [512usize, 1, 37, 128]
         .iter()
@@ -89,7 +93,10 @@ fn minilm_is_candle_transformers_bert() {
     let hidden = inputs.into_hidden_states().pop().unwrap();
     let mut start = 0;
     for row in &rows {
-        let ids = Tensor::new(row.iter().map(|&id| id as u32).collect::<Vec<_>>(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let ids = Tensor::new(row.iter().map(|&id| id as u32).collect::<Vec<_>>(), &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
         let reference = peer.forward(&ids, &ids.zeros_like().unwrap(), None).unwrap().squeeze(0).unwrap();
         let got = hidden.data().unwrap().narrow(0, start, row.len()).unwrap();
         close(&format!("{} tokens", row.len()), &got, &reference, 2e-5);

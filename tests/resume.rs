@@ -109,7 +109,9 @@ fn ten_kills_leave_no_trace() {
 
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
     println!("moments drawn from {seed}");
-    let draw = |i: u64| (seed ^ i).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33;
+    let draw = |i: u64| {
+        (seed ^ i).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33
+    };
     let mut moments: Vec<u64> = (0..10).map(|i| 6 + draw(i) % (STEPS - 12)).collect();
     moments.sort();
     for (i, &moment) in moments.iter().enumerate() {

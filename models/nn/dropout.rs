@@ -39,7 +39,11 @@ impl Dropout {
     }
 
     /// What the kernel needs, where this forward drops anything.
-    pub(super) fn kernel(&self, sequences: &Sequences, pooled: bool) -> Result<Option<(kiln_kernels::Dropout, Packing)>> {
+    pub(super) fn kernel(
+        &self,
+        sequences: &Sequences,
+        pooled: bool,
+    ) -> Result<Option<(kiln_kernels::Dropout, Packing)>> {
         match sequences.dropout(self) {
             Some(dropout) => Ok(Some((dropout, sequences.packing(pooled)?.clone()))),
             None => Ok(None),

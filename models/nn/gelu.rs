@@ -33,7 +33,8 @@ impl Op for Gelu {
 
     fn onnx(&self, g: &mut Graph, xs: &[&Symbol]) -> Result<String> {
         let x = &xs[0].name;
-        let (root, one, half) = (g.scalar("root", std::f32::consts::SQRT_2), g.scalar("one", 1.0), g.scalar("half", 0.5));
+        let (root, one, half) =
+            (g.scalar("root", std::f32::consts::SQRT_2), g.scalar("one", 1.0), g.scalar("half", 0.5));
         let scaled = g.node("Div", &[x, &root], &[]);
         let erf = g.node("Erf", &[&scaled], &[]);
         let cdf = g.node("Add", &[&erf, &one], &[]);

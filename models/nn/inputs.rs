@@ -65,7 +65,11 @@ impl Sequences {
             }
             (SequencesKind::Symbolic { max_positions, .. }, Origin::Symbol(graph)) => {
                 let mut g = graph.borrow_mut();
-                let all = g.initializer("positions", vec![*max_positions], InitializerData::I64((0..*max_positions as i64).collect()));
+                let all = g.initializer(
+                    "positions",
+                    vec![*max_positions],
+                    InitializerData::I64((0..*max_positions as i64).collect()),
+                );
                 let shape = g.node("Shape", &["input_ids"], &[]);
                 let (zero, one) = (g.ints("start", &[0]), g.ints("axis", &[1]));
                 let length = g.node("Gather", &[&shape, &one], &[("axis", Attribute::Int(0))]);
@@ -81,12 +85,9 @@ impl Sequences {
     /// The kernel's dropout, where this forward drops anything.
     pub(super) fn dropout(&self, dropout: &Dropout) -> Option<kiln_kernels::Dropout> {
         match self.mode {
-            Mode::Train { seed, step } if dropout.probability > 0.0 => Some(kiln_kernels::Dropout {
-                probability: dropout.probability,
-                seed,
-                step,
-                site: dropout.site,
-            }),
+            Mode::Train { seed, step } if dropout.probability > 0.0 => {
+                Some(kiln_kernels::Dropout { probability: dropout.probability, seed, step, site: dropout.site })
+            }
             _ => None,
         }
     }

@@ -73,10 +73,9 @@ pub(super) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
 pub(super) fn set(root: &mut Node, assignment: &str) -> Result<(), Problem> {
     let flag: Arc<str> = format!("--set {assignment}").into();
     let fail = |message: String| Problem::new(At::Flag(flag.clone()), message);
-    let (key, raw) = assignment
-        .split_once('=')
-        .ok_or_else(|| fail("needs KEY=VALUE, as `train.epochs=3`".into()))?;
-    let path = key_path(key).ok_or_else(|| fail(format!("{key:?} is no key: needs names with dots between them, as `model.0.name`")))?;
+    let (key, raw) = assignment.split_once('=').ok_or_else(|| fail("needs KEY=VALUE, as `train.epochs=3`".into()))?;
+    let path = key_path(key)
+        .ok_or_else(|| fail(format!("{key:?} is no key: needs names with dots between them, as `model.0.name`")))?;
     let mut problems = Vec::new();
     let value = match DeValue::parse(raw.trim()) {
         Ok(value) => from_value(value.get_ref(), Some(&flag), &mut problems, value.span()),
@@ -105,7 +104,10 @@ pub(super) fn lay<S: AsRef<str>>(root: &mut Node, path: &[S], value: Value, flag
                 let item = name.parse::<usize>().ok().and_then(|index| items.get_mut(index));
                 item.ok_or_else(|| {
                     let last = count.saturating_sub(1);
-                    Problem::new(at.clone(), format!("`{list}` is a list of {count}: needs an index from 0 to {last}, got `{name}`"))
+                    Problem::new(
+                        at.clone(),
+                        format!("`{list}` is a list of {count}: needs an index from 0 to {last}, got `{name}`"),
+                    )
                 })?
             }
             Value::Table(entries) => {
@@ -165,10 +167,15 @@ fn from_spanned(value: &Spanned<DeValue<'_>>, flag: Option<&Arc<str>>, problems:
 fn from_value(value: &DeValue<'_>, flag: Option<&Arc<str>>, problems: &mut Vec<Problem>, span: Range<usize>) -> Value {
     match value {
         DeValue::String(text) => Value::String(text.to_string()),
-        DeValue::Integer(integer) => Value::Integer(i64::from_str_radix(integer.as_str(), integer.radix()).unwrap_or_else(|_| {
-            problems.push(Problem::new(place(flag, span), format!("the integer {} does not fit 64 bits", integer.as_str())));
-            0
-        })),
+        DeValue::Integer(integer) => {
+            Value::Integer(i64::from_str_radix(integer.as_str(), integer.radix()).unwrap_or_else(|_| {
+                problems.push(Problem::new(
+                    place(flag, span),
+                    format!("the integer {} does not fit 64 bits", integer.as_str()),
+                ));
+                0
+            }))
+        }
         DeValue::Float(float) => Value::Float(float.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(boolean) => Value::Boolean(*boolean),
         DeValue::Datetime(datetime) => Value::Datetime(datetime.to_string()),

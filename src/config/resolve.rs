@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::document::At;
 use super::table::{Bounds, Field, Table};
 use super::{
-    ClassWeights, Config, Data, Duration, Export, Format, Goal, Infer, Interval, Metric, Model, Objective, Origin, RunNum, Schedule, Source, Split,
-    Train, Warmup, available_threads,
+    ClassWeights, Config, Data, Duration, Export, Format, Goal, Infer, Interval, Metric, Model, Objective, Origin,
+    RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
 };
 
 const ANY: i64 = i64::MAX;
@@ -56,7 +56,17 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     };
     infer_table.finish();
 
-    Some(Config { name: name?, run_num, root: root_dir, objective, data: data?, models, export, infer, text: String::new() })
+    Some(Config {
+        name: name?,
+        run_num,
+        root: root_dir,
+        objective,
+        data: data?,
+        models,
+        export,
+        infer,
+        text: String::new(),
+    })
 }
 
 fn run_num(field: &Field<'_>) -> Option<RunNum> {
@@ -129,7 +139,8 @@ fn source(field: &Field<'_>) -> Option<Source> {
         serde_json::Value::Object(_) => {
             let table = field.table()?;
             let part = |key| table.get(key).and_then(|field: Field<'_>| field.path("a file or a folder"));
-            let train = table.required("train", "the rows to train on").and_then(|field| field.path("a file or a folder"));
+            let train =
+                table.required("train", "the rows to train on").and_then(|field| field.path("a file or a folder"));
             let (validation, test) = (part("validation"), part("test"));
             table.finish();
             Some(Source::Parts { train: train?, validation, test })
@@ -152,10 +163,16 @@ fn split(data: &Table<'_>, source: Option<&Source>) -> Split {
     let cut = if gives_validation { 0.0 } else { split.validation } + if gives_test { 0.0 } else { split.test };
     if let Some(field) = data.get("split") {
         if cut >= 1.0 {
-            field.note(format!("`{}` takes {cut} of the rows for validation and test: needs less than 1, to leave rows to train on", field.path));
+            field.note(format!(
+                "`{}` takes {cut} of the rows for validation and test: needs less than 1, to leave rows to train on",
+                field.path
+            ));
         }
         if split.validation == 0.0 && !gives_validation {
-            field.note(format!("`{}.validation` is 0: needs a number above 0 where `source` gives no validation part", field.path));
+            field.note(format!(
+                "`{}.validation` is 0: needs a number above 0 where `source` gives no validation part",
+                field.path
+            ));
         }
     }
     table.finish();
@@ -208,7 +225,10 @@ fn origin(table: &Table<'_>) -> Option<Origin> {
             // What stands in the file beside a --set path is what the path replaces.
             if matches!(field.node.at, At::File(_)) {
                 for other in [table.get("config"), table.get("tokenizer")].into_iter().flatten() {
-                    other.note(format!("`{}` goes with `architecture`, from scratch: `path` brings its own", other.path));
+                    other.note(format!(
+                        "`{}` goes with `architecture`, from scratch: `path` brings its own",
+                        other.path
+                    ));
                 }
             }
             field.path("a folder").map(Origin::Folder)
@@ -285,7 +305,10 @@ fn threads(table: &Table<'_>, key: &'static str) -> usize {
 fn class_weights(field: &Field<'_>) -> Option<ClassWeights> {
     match field.json() {
         serde_json::Value::Object(_) => Some(ClassWeights::Given(
-            field.entries().filter_map(|(label, weight)| Some((label.to_owned(), weight.number(NOT_NEGATIVE)?))).collect(),
+            field
+                .entries()
+                .filter_map(|(label, weight)| Some((label.to_owned(), weight.number(NOT_NEGATIVE)?)))
+                .collect(),
         )),
         serde_json::Value::String(text) if text == "none" => Some(ClassWeights::None),
         serde_json::Value::String(text) if text == "balanced" => Some(ClassWeights::Balanced),
@@ -302,7 +325,11 @@ fn init_from(field: &Field<'_>) -> Option<String> {
     const NEEDS: &str = "an earlier run's model, as \"experiment/3/minilm\"";
     let text = field.string(NEEDS)?;
     match text.split('/').collect::<Vec<_>>()[..] {
-        [experiment, run_num, model] if !experiment.is_empty() && run_num.parse::<u32>().is_ok() && !model.is_empty() => Some(text),
+        [experiment, run_num, model]
+            if !experiment.is_empty() && run_num.parse::<u32>().is_ok() && !model.is_empty() =>
+        {
+            Some(text)
+        }
         _ => field.reject(NEEDS),
     }
 }
@@ -311,6 +338,8 @@ fn init_from(field: &Field<'_>) -> Option<String> {
 fn slug(field: &Field<'_>, longest: usize) -> Option<String> {
     let needs = format!("1 to {longest} of a-z, 0-9 and -, with no - first");
     let text = field.string(&needs)?;
-    let fits = text.len() <= longest && !text.starts_with('-') && text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
+    let fits = text.len() <= longest
+        && !text.starts_with('-')
+        && text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
     if fits { Some(text) } else { field.reject(&needs) }
 }

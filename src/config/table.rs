@@ -91,7 +91,10 @@ impl<'a> Table<'a> {
             let (flags, file): (Vec<_>, Vec<_>) = found.partition(|(_, field)| matches!(field.node.at, At::Flag(_)));
             let mut found = if flags.is_empty() { file } else { flags };
             if let [(first, _), (second, field), ..] = &found[..] {
-                self.notes.note(Problem::new(field.key_at.clone(), format!("`{}` stands beside `{first}`: give one of `{first}` and `{second}`", field.path)));
+                self.notes.note(Problem::new(
+                    field.key_at.clone(),
+                    format!("`{}` stands beside `{first}`: give one of `{first}` and `{second}`", field.path),
+                ));
             }
             found.drain(..).next()
         })
@@ -144,8 +147,10 @@ impl<'a> Table<'a> {
         for layer in &self.layers {
             for entry in layer.entries.iter().filter(|entry| !asked.contains(&entry.key.as_str())) {
                 let path = join(&layer.path, &entry.key);
-                let near = nearest(&entry.key, &asked).map_or(String::new(), |near| format!(": did you mean `{near}`?"));
-                self.notes.note(Problem::new(entry.key_at.clone(), format!("unknown key `{path}`{near}")).allowed(&asked));
+                let near =
+                    nearest(&entry.key, &asked).map_or(String::new(), |near| format!(": did you mean `{near}`?"));
+                self.notes
+                    .note(Problem::new(entry.key_at.clone(), format!("unknown key `{path}`{near}")).allowed(&asked));
             }
         }
     }
@@ -237,7 +242,12 @@ impl<'a> Field<'a> {
     /// The items of a list.
     pub fn items(&self, needs: &str) -> Option<Vec<Field<'a>>> {
         let Value::Array(items) = &self.node.value else { return self.reject(needs) };
-        let item = |(index, node): (usize, &'a Node)| Field { notes: self.notes, path: format!("{}.{index}", self.path), key_at: node.at.clone(), node };
+        let item = |(index, node): (usize, &'a Node)| Field {
+            notes: self.notes,
+            path: format!("{}.{index}", self.path),
+            key_at: node.at.clone(),
+            node,
+        };
         Some(items.iter().enumerate().map(item).collect())
     }
 
@@ -254,7 +264,9 @@ fn json(node: &Node) -> serde_json::Value {
         Value::Float(value) => (*value).into(),
         Value::Boolean(value) => (*value).into(),
         Value::Array(items) => items.iter().map(json).collect::<Vec<_>>().into(),
-        Value::Table(entries) => entries.iter().map(|entry| (entry.key.clone(), json(&entry.node))).collect::<serde_json::Map<_, _>>().into(),
+        Value::Table(entries) => {
+            entries.iter().map(|entry| (entry.key.clone(), json(&entry.node))).collect::<serde_json::Map<_, _>>().into()
+        }
     }
 }
 
@@ -277,7 +289,8 @@ fn one_of<T>(choices: &[(&'static str, T)], got: Option<&str>) -> String {
         [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
         _ => quoted.concat(),
     };
-    let near = got.and_then(|got| nearest(got, &names)).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+    let near =
+        got.and_then(|got| nearest(got, &names)).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
     list + &near
 }
 

@@ -20,7 +20,13 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler over examples of these `lengths` (tokens). `accumulation` is the least number of
     /// micro-batches a step.
-    pub fn new(lengths: Vec<u32>, seed: u64, batch_size: usize, micro_batch_tokens: usize, accumulation: usize) -> Self {
+    pub fn new(
+        lengths: Vec<u32>,
+        seed: u64,
+        batch_size: usize,
+        micro_batch_tokens: usize,
+        accumulation: usize,
+    ) -> Self {
         Self { lengths, seed, batch_size, micro_batch_tokens, accumulation, epoch: None }
     }
 

@@ -123,8 +123,9 @@ fn load_moments(file: &Path, classifier: &Classifier, optimizer: &mut Optimizer)
         for (name, buffer) in [("exp_avg", &mut optimizer.exp_avg), ("exp_avg_sq", &mut optimizer.exp_avg_sq)] {
             let values = tensors.tensor(name)?;
             ensure!(values.shape() == [elements], "{name} is {:?}, the model needs [{elements}]", values.shape());
-            let values: Vec<f32> = values.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            buffer.write(0, &values)?;
+            let values: Vec<f32> =
+                values.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            buffer.write(0, &values);
         }
         Ok(())
     };

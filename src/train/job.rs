@@ -96,7 +96,8 @@ impl Job<'_> {
         classifier.save(staged.path())?;
         tokenizer.save(staged.path())?;
         store::publish(staged, &self.files.model())?;
-        let statistics = evaluate(&classifier, &validation, settings.micro_batch_tokens)?.statistics(self.snapshot.labels());
+        let statistics =
+            evaluate(&classifier, &validation, settings.micro_batch_tokens)?.statistics(self.snapshot.labels());
         store::write_json(&self.files.statistics_json(), &statistics)?;
         report::curves(&self.files.metrics_jsonl(), &self.files.curves_png())?;
         Ok(outcome)

@@ -21,7 +21,10 @@ pub fn class_weights(weights: &ClassWeights, labels: &[String], counts: &[u64]) 
         }
         ClassWeights::Given(table) => {
             if let Some(unknown) = table.keys().find(|key| !labels.contains(key)) {
-                return Err(user_error!("train.class_weights: the data has no label {unknown:?}; it has {}", labels.join(", ")));
+                return Err(user_error!(
+                    "train.class_weights: the data has no label {unknown:?}; it has {}",
+                    labels.join(", ")
+                ));
             }
             let weight = |label: &String| {
                 table.get(label).map(|&weight| weight as f32).ok_or_else(|| {

@@ -50,7 +50,9 @@ impl Optimizer {
             let weight_decay = if parameter.decays() { settings.weight_decay } else { 0.0 };
             let range = parameter.range();
             match groups.last_mut() {
-                Some(last) if last.range.end == range.start && last.factor == factor && last.weight_decay == weight_decay => {
+                Some(last)
+                    if last.range.end == range.start && last.factor == factor && last.weight_decay == weight_decay =>
+                {
                     last.range.end = range.end;
                 }
                 _ => groups.push(Group { range, factor, weight_decay }),

@@ -42,7 +42,8 @@ mod tests {
     #[test]
     fn schedules_are_those_of_transformers() {
         // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 10 steps, 4 of warm-up.
-        let factors = |kind| (0..10).map(|step| Schedule::new(kind, Warmup::Steps(4), 10).factor(step)).collect::<Vec<_>>();
+        let factors =
+            |kind| (0..10).map(|step| Schedule::new(kind, Warmup::Steps(4), 10).factor(step)).collect::<Vec<_>>();
         let warmup = [0.0, 0.25, 0.5, 0.75];
         let after = |f: fn(f64) -> f64| (0..6).map(move |i| f(f64::from(i) / 6.0));
         let expected = |f| warmup.into_iter().chain(after(f)).collect::<Vec<_>>();

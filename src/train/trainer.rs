@@ -131,7 +131,14 @@ impl<'a> Trainer<'a> {
             let tokens: usize = batch.iter().flatten().map(|&i| self.train.length(i as usize)).sum();
             let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
             let (step, epoch, train_loss) = (self.state.step, self.epoch(), loss / weight);
-            self.log.append(&Event::Step(Step { step, epoch, train_loss, learning_rate, grad_norm, tokens_per_second }))?;
+            self.log.append(&Event::Step(Step {
+                step,
+                epoch,
+                train_loss,
+                learning_rate,
+                grad_norm,
+                tokens_per_second,
+            }))?;
             progress.set(step, &format!("loss {train_loss:.3} · {tokens_per_second:.0} tokens/s"));
 
             let mut best = false;
@@ -148,7 +155,10 @@ impl<'a> Trainer<'a> {
                 return Ok(Outcome::Interrupted(signal, self.state.step));
             }
         }
-        self.state.best.map(Outcome::Finished).ok_or_else(|| anyhow::anyhow!("no step was made: there is nothing to train"))
+        self.state
+            .best
+            .map(Outcome::Finished)
+            .ok_or_else(|| anyhow::anyhow!("no step was made: there is nothing to train"))
     }
 
     /// Forward and backward of a micro-batch, whose loss is its sum over the whole batch's weight:
@@ -167,7 +177,8 @@ impl<'a> Trainer<'a> {
             self.settings.label_smoothing as f32,
             weight,
         )?;
-        let broken: Vec<u32> = micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
+        let broken: Vec<u32> =
+            micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
         if !broken.is_empty() {
             bail!("step {}: the loss is not finite; {}", self.state.step, self.blame(&broken));
         }
@@ -198,7 +209,8 @@ impl<'a> Trainer<'a> {
             "no gradient reaches {}: the forward does not use them; use them, or freeze them by train.freeze",
             unwritten.join(", ")
         );
-        let broken: Vec<_> = trainable().filter(|p| gradients.read(p.range()).iter().any(|g| !g.is_finite())).map(name).collect();
+        let broken: Vec<_> =
+            trainable().filter(|p| gradients.read(p.range()).iter().any(|g| !g.is_finite())).map(name).collect();
         ensure!(broken.is_empty(), "step {}: the gradients of {} are not finite", self.state.step, broken.join(", "));
         Ok(())
     }
@@ -251,7 +263,11 @@ impl<'a> Trainer<'a> {
     /// Says which rows of the training part a broken step had read.
     fn blame(&self, examples: &[u32]) -> String {
         let shown: Vec<_> = examples.iter().take(8).map(u32::to_string).collect();
-        let more = if examples.len() > shown.len() { format!(" and {} more", examples.len() - shown.len()) } else { String::new() };
+        let more = if examples.len() > shown.len() {
+            format!(" and {} more", examples.len() - shown.len())
+        } else {
+            String::new()
+        };
         format!(
             "its examples are rows {}{more} of the training part; a lower train.learning_rate (now {}) or \
              train.max_grad_norm (now {}) is the usual remedy",

@@ -1,0 +1,25 @@
+use crate::{cpu, threads};
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+/// `destination + source`, in `destination`'s place: where two gradients meet.
+///
+/// # Errors
+/// Where shapes differ.
+pub fn add(destination: Tensor, source: &Tensor) -> Result<Tensor> {
+    const KERNEL: &str = "add";
+    cpu::check_dims(KERNEL, "destination", &destination, source.dims(), "source")?;
+    cpu::update(KERNEL, "destination", destination, &[source], |destination| {
+        let source = cpu::read(KERNEL, "source", source)?;
+        let source = &*source;
+        threads::install(|| {
+            let share = threads::share(source.len(), 16384);
+            destination.par_chunks_mut(share).zip(source.par_chunks(share)).for_each(|(d, s)| {
+                for (d, &s) in d.iter_mut().zip(s) {
+                    *d += s;
+                }
+            });
+        });
+        Ok(())
+    })
+}

@@ -1,0 +1,612 @@
+//! Softmax attention inside each sequence of a packed batch: `softmax(scale·q·kᵀ)·v` for each head.
+//!
+//! There is no padding and no mask: a sequence's tokens see one another and nothing else. Scores
+//! are made for a few queries at a time in a scratch that stays in cache, and only the logarithm
+//! of each softmax's sum is kept: backward makes the probabilities again from it (Dao et al. 2022).
+//! A task is one head of one sequence, on one thread.
+use crate::{
+    Dropout, Packing, cpu,
+    dropout::Mask,
+    simd, threads,
+    tile::{Product, WIDTH},
+};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+use std::{cell::RefCell, mem::MaybeUninit};
+
+/// Queries whose scores lie in the scratch at a time.
+const QUERIES: usize = 48;
+
+thread_local! {
+    /// A task's scores and transposed keys and values.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `q`, `k`, `v` `[tokens, heads * head_dim]` → the output of the same shape, and the logarithm of
+/// each softmax's sum, `[heads, tokens]`. Dropout falls on the probabilities.
+///
+/// # Errors
+/// Where shapes do not fit, the scale is not above 0 or the dropout probability is not in `[0, 1)`.
+pub fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    packing: &Packing,
+    heads: usize,
+    scale: f32,
+    dropout: Option<&Dropout>,
+) -> Result<(Tensor, Tensor)> {
+    const KERNEL: &str = "attention::forward";
+    let shape = Shape::new(KERNEL, [("q", q), ("k", k), ("v", v)], packing, heads, scale, dropout)?;
+    let (q_data, k_data, v_data) = (cpu::read(KERNEL, "q", q)?, cpu::read(KERNEL, "k", k)?, cpu::read(KERNEL, "v", v)?);
+    let (q_data, k_data, v_data) = (&*q_data, &*k_data, &*v_data);
+    let mut out = cpu::uninit(q_data.len());
+    let mut lse = cpu::uninit(heads * shape.tokens);
+    let (out_data, lse_data) = (Shared::new(&mut out), Shared::new(&mut lse));
+    shape.for_each_task(packing, dropout, |task| {
+        // SAFETY: tasks are the heads of the sequences, and write their own part of out and lse.
+        unsafe {
+            let lse = lse_data.range(task.lse, task.length);
+            task.forward(
+                &q_data[task.start..],
+                &k_data[task.start..],
+                &v_data[task.start..],
+                out_data.at(task.start),
+                lse,
+                scale,
+            );
+        }
+    });
+    // SAFETY: the tasks are all heads of all sequences, and wrote all their rows.
+    unsafe { Ok((cpu::tensor(out, q.dims(), q)?, cpu::tensor(lse, &[heads, shape.tokens], q)?)) }
+}
+
+/// `out` and `lse` as [`forward`] gave them and `dout` of `out`'s shape → the gradients of `q`, `k`
+/// and `v`.
+///
+/// # Errors
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    dout: &Tensor,
+    packing: &Packing,
+    heads: usize,
+    scale: f32,
+    dropout: Option<&Dropout>,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    const KERNEL: &str = "attention::backward";
+    let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout)];
+    let shape = Shape::new(KERNEL, inputs, packing, heads, scale, dropout)?;
+    cpu::check_dims(KERNEL, "lse", lse, &[heads, shape.tokens], "[heads, tokens]")?;
+    let (q_data, k_data, v_data) = (cpu::read(KERNEL, "q", q)?, cpu::read(KERNEL, "k", k)?, cpu::read(KERNEL, "v", v)?);
+    let (q_data, k_data, v_data) = (&*q_data, &*k_data, &*v_data);
+    let (out, dout, lse) =
+        (cpu::read(KERNEL, "out", out)?, cpu::read(KERNEL, "dout", dout)?, cpu::read(KERNEL, "lse", lse)?);
+    let (out, dout, lse) = (&*out, &*dout, &*lse);
+    let [mut dq, mut dk, mut dv] = [(); 3].map(|()| cpu::uninit(q_data.len()));
+    let (dq_data, dk_data, dv_data) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
+    shape.for_each_task(packing, dropout, |task| {
+        let saved = Saved {
+            q: &q_data[task.start..],
+            k: &k_data[task.start..],
+            v: &v_data[task.start..],
+            out: &out[task.start..],
+            dout: &dout[task.start..],
+            lse: &lse[task.lse..task.lse + task.length],
+        };
+        // SAFETY: tasks are the heads of the sequences, and write their own part of dq, dk and dv.
+        unsafe { task.backward(saved, dq_data.at(task.start), dk_data.at(task.start), dv_data.at(task.start), scale) };
+    });
+    // SAFETY: the tasks are all heads of all sequences, and wrote all their rows.
+    unsafe { Ok((cpu::tensor(dq, q.dims(), q)?, cpu::tensor(dk, q.dims(), q)?, cpu::tensor(dv, q.dims(), q)?)) }
+}
+
+/// Sizes that all tasks share.
+#[derive(Clone, Copy)]
+struct Shape {
+    tokens: usize,
+    heads: usize,
+    hidden: usize,
+    head_dim: usize,
+}
+
+impl Shape {
+    fn new<const N: usize>(
+        kernel: &str,
+        inputs: [(&str, &Tensor); N],
+        packing: &Packing,
+        heads: usize,
+        scale: f32,
+        dropout: Option<&Dropout>,
+    ) -> Result<Self> {
+        let (name, first) = inputs[0];
+        let (tokens, hidden) = cpu::matrix(kernel, name, first)?;
+        for (name, tensor) in &inputs[1..] {
+            cpu::check_dims(kernel, name, tensor, first.dims(), inputs[0].0)?;
+        }
+        packing.check(kernel, tokens)?;
+        if heads == 0 || hidden == 0 || hidden % heads != 0 {
+            bail!("{kernel}: {name} has {hidden} columns: needs a multiple of heads = {heads}");
+        }
+        if !(scale > 0.0 && scale.is_finite()) {
+            bail!("{kernel}: scale = {scale}: needs to be above 0");
+        }
+        if let Some(dropout) = dropout {
+            dropout.check(kernel)?;
+        }
+        Ok(Self { tokens, heads, hidden, head_dim: hidden / heads })
+    }
+
+    fn for_each_task(self, packing: &Packing, dropout: Option<&Dropout>, f: impl Fn(Task) + Sync) {
+        threads::install(|| {
+            (0..packing.sequences() * self.heads).into_par_iter().with_max_len(1).for_each(|i| {
+                let (sequence, head) = (i / self.heads, i % self.heads);
+                let rows = packing.rows(sequence);
+                f(Task {
+                    shape: self,
+                    head,
+                    length: rows.len(),
+                    start: rows.start * self.hidden + head * self.head_dim,
+                    lse: head * self.tokens + rows.start,
+                    mask: dropout.map_or(Mask::NONE, |d| d.mask(packing.example_ids()[sequence])),
+                });
+            });
+        });
+    }
+}
+
+/// One head of one sequence.
+#[derive(Clone, Copy)]
+struct Task {
+    shape: Shape,
+    head: usize,
+    length: usize,
+    /// Where its first row starts in `q`, `k`, `v`; rows are `shape.hidden` apart.
+    start: usize,
+    /// Where its first row is in `lse`.
+    lse: usize,
+    mask: Mask,
+}
+
+struct Saved<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    dout: &'a [f32],
+    lse: &'a [f32],
+}
+
+impl Task {
+    /// # Safety
+    /// `out` points to this task's first row, whose rows nobody else uses.
+    unsafe fn forward(self, q: &[f32], k: &[f32], v: &[f32], out: *mut f32, lse: &mut [MaybeUninit<f32>], scale: f32) {
+        let Shape { hidden, head_dim, .. } = self.shape;
+        let width = self.length.next_multiple_of(WIDTH);
+        with_scratch([head_dim * width, QUERIES * width], |[keys, scores]| {
+            self.transpose(k, keys, width);
+            for first in (0..self.length).step_by(QUERIES) {
+                let queries = QUERIES.min(self.length - first);
+                let scores = &mut scores[..queries * width];
+                // SAFETY: q, k and v reach as far as this task's rows, out too by the caller's promise.
+                unsafe {
+                    self.scores(&q[first * hidden..], keys, scores, width);
+                    let mut sums = [0.0; QUERIES];
+                    let sums = &mut sums[..queries];
+                    softmax(
+                        scores,
+                        width,
+                        self.length,
+                        scale,
+                        self.mask,
+                        self.element(first),
+                        &mut lse[first..first + queries],
+                        sums,
+                    );
+                    let out = out.add(first * hidden);
+                    Product {
+                        m: queries,
+                        n: head_dim,
+                        k: self.length,
+                        a: scores.as_ptr(),
+                        a_row: width,
+                        a_column: 1,
+                        b: v.as_ptr(),
+                        b_row: hidden,
+                        c: out,
+                        c_row: hidden,
+                        accumulate: false,
+                    }
+                    .run();
+                    for (row, sum) in sums.iter().enumerate() {
+                        let row = std::slice::from_raw_parts_mut(out.add(row * hidden), head_dim);
+                        row.iter_mut().for_each(|x| *x /= sum);
+                    }
+                }
+            }
+        });
+    }
+
+    /// # Safety
+    /// `dq`, `dk` and `dv` point to this task's first row, whose rows nobody else uses.
+    unsafe fn backward(self, saved: Saved, dq: *mut f32, dk: *mut f32, dv: *mut f32, scale: f32) {
+        let Saved { q, k, v, out, dout, lse } = saved;
+        let Shape { hidden, head_dim, .. } = self.shape;
+        let width = self.length.next_multiple_of(WIDTH);
+        let sizes = [head_dim * width, head_dim * width, QUERIES * width, QUERIES * width];
+        with_scratch(sizes, |[keys, values, scores, dscores]| {
+            self.transpose(k, keys, width);
+            self.transpose(v, values, width);
+            for first in (0..self.length).step_by(QUERIES) {
+                let queries = QUERIES.min(self.length - first);
+                let (q, out, dout) = (&q[first * hidden..], &out[first * hidden..], &dout[first * hidden..]);
+                let (scores, dscores) = (&mut scores[..queries * width], &mut dscores[..queries * width]);
+                // SAFETY: the inputs reach as far as this task's rows, the outputs too by the caller's promise.
+                unsafe {
+                    self.scores(q, keys, scores, width);
+                    self.scores(dout, values, dscores, width);
+                    let mut dots = [0.0; QUERIES]; // out·dout, which is Σ p·dp of each softmax
+                    for (row, dot) in dots.iter_mut().enumerate().take(queries) {
+                        let row = row * hidden..row * hidden + head_dim;
+                        *dot = out[row.clone()].iter().zip(&dout[row]).map(|(a, b)| a * b).sum();
+                    }
+                    softmax_backward(
+                        scores,
+                        dscores,
+                        width,
+                        self.length,
+                        scale,
+                        self.mask,
+                        self.element(first),
+                        &lse[first..first + queries],
+                        &dots[..queries],
+                    );
+                    Product {
+                        m: queries,
+                        n: head_dim,
+                        k: self.length,
+                        a: dscores.as_ptr(),
+                        a_row: width,
+                        a_column: 1,
+                        b: k.as_ptr(),
+                        b_row: hidden,
+                        c: dq.add(first * hidden),
+                        c_row: hidden,
+                        accumulate: false,
+                    }
+                    .run();
+                    for (a, b, c) in [(&*dscores, q, dk), (&*scores, dout, dv)] {
+                        Product {
+                            m: self.length,
+                            n: head_dim,
+                            k: queries,
+                            a: a.as_ptr(),
+                            a_row: 1,
+                            a_column: width,
+                            b: b.as_ptr(),
+                            b_row: hidden,
+                            c,
+                            c_row: hidden,
+                            accumulate: first > 0,
+                        }
+                        .run();
+                    }
+                }
+            }
+        });
+    }
+
+    /// The number, in its example, of the probability of query `first` and key 0.
+    fn element(self, first: usize) -> usize {
+        (self.head * self.length + first) * self.length
+    }
+
+    /// `x` `[length, head_dim]` → `[head_dim, width]`, with zeros past the length.
+    fn transpose(self, x: &[f32], transposed: &mut [f32], width: usize) {
+        for (column, to) in transposed.chunks_exact_mut(width).enumerate() {
+            let (to, padding) = to.split_at_mut(self.length);
+            for (row, to) in to.iter_mut().enumerate() {
+                *to = x[row * self.shape.hidden + column];
+            }
+            padding.fill(0.0);
+        }
+    }
+
+    /// `scores` `[queries, width]` = `q·keys`.
+    ///
+    /// # Safety
+    /// `q` has as many rows as `scores`.
+    unsafe fn scores(self, q: &[f32], keys: &[f32], scores: &mut [f32], width: usize) {
+        let Shape { hidden, head_dim, .. } = self.shape;
+        // SAFETY: `keys` is [head_dim, width], and `q` long enough by the caller's promise.
+        unsafe {
+            Product {
+                m: scores.len() / width,
+                n: width,
+                k: head_dim,
+                a: q.as_ptr(),
+                a_row: hidden,
+                a_column: 1,
+                b: keys.as_ptr(),
+                b_row: width,
+                c: scores.as_mut_ptr(),
+                c_row: width,
+                accumulate: false,
+            }
+            .run();
+        }
+    }
+}
+
+simd::vectorized! {
+    /// Rows of scores become masked exponentials; the unmasked ones' sums go to `sums`.
+    fn softmax(
+        scores: &mut [f32],
+        width: usize,
+        length: usize,
+        scale: f32,
+        mask: Mask,
+        first: usize,
+        lse: &mut [MaybeUninit<f32>],
+        sums: &mut [f32],
+    ) {
+        for (row, (lse, total)) in lse.iter_mut().zip(sums).enumerate() {
+            let scores = &mut scores[row * width..][..length];
+            let max = scale * max(scores);
+            for s in &mut *scores {
+                *s = simd::exp(s.mul_add(scale, -max));
+            }
+            *total = simd::sum(scores, scores, |s, _| s);
+            lse.write(max + total.ln());
+            mask.apply(scores, first + row * length);
+        }
+    }
+}
+
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
+    let mut lanes = [x[0]; simd::LANES];
+    let (whole, rest) = x.as_chunks::<{ simd::LANES }>();
+    for x in whole {
+        for lane in 0..simd::LANES {
+            lanes[lane] = if x[lane] > lanes[lane] { x[lane] } else { lanes[lane] };
+        }
+    }
+    lanes.iter().chain(rest).fold(x[0], |max, &x| max.max(x))
+}
+
+simd::vectorized! {
+    /// Rows of scores become masked probabilities, rows of `dscores` (first those of the masked
+    /// probabilities) the gradient of `q·kᵀ`.
+    fn softmax_backward(
+        scores: &mut [f32],
+        dscores: &mut [f32],
+        width: usize,
+        length: usize,
+        scale: f32,
+        mask: Mask,
+        first: usize,
+        lse: &[f32],
+        dots: &[f32],
+    ) {
+        for (row, (&lse, &dot)) in lse.iter().zip(dots).enumerate() {
+            let first = first + row * length;
+            let scores = &mut scores[row * width..][..length];
+            let dscores = &mut dscores[row * width..][..length];
+            for (i, (s, d)) in scores.iter_mut().zip(dscores).enumerate() {
+                let p = simd::exp(s.mul_add(scale, -lse));
+                let factor = if mask.drops() { mask.factor((first + i) as u32) } else { 1.0 };
+                *d = scale * p * d.mul_add(factor, -dot);
+                *s = p * factor;
+            }
+        }
+    }
+}
+
+/// Runs `f` with this thread's scratch, cut into parts.
+fn with_scratch<const N: usize>(sizes: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let total = sizes.iter().sum();
+        if scratch.len() < total {
+            scratch.resize(total, 0.0);
+        }
+        let mut rest = scratch.as_mut_slice();
+        f(sizes.map(|size| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(size);
+            rest = after;
+            part
+        }));
+    });
+}
+
+/// Memory that tasks write in parts of their own.
+#[derive(Clone, Copy)]
+struct Shared {
+    data: *mut MaybeUninit<f32>,
+}
+
+// SAFETY: whoever reaches into it promises that parts do not overlap.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn new(data: &mut [MaybeUninit<f32>]) -> Self {
+        Self { data: data.as_mut_ptr() }
+    }
+
+    /// # Safety
+    /// `offset` is within the memory.
+    unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.data.add(offset).cast() }
+    }
+
+    /// # Safety
+    /// The part is within the memory, and nobody else uses it meanwhile.
+    unsafe fn range<'a>(self, offset: usize, len: usize) -> &'a mut [MaybeUninit<f32>] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(offset), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use candle_core::{D, Device, Var};
+    use proptest::prelude::*;
+
+    const DROPOUT: Dropout = Dropout { probability: 0.2, seed: 9, step: 8, site: 7 };
+
+    struct Case {
+        packing: Packing,
+        heads: usize,
+        dropout: Option<Dropout>,
+        inputs: [Tensor; 3],
+        dout: Tensor,
+    }
+
+    impl Case {
+        fn new(lengths: &[u32], heads: usize, head_dim: usize, dropout: Option<Dropout>) -> Self {
+            let packing = packing(lengths);
+            let dims = [packing.tokens(), heads * head_dim];
+            let inputs = [1, 2, 3].map(|stream| tensor(stream, &dims));
+            Case { packing, heads, dropout, inputs, dout: tensor(4, &dims) }
+        }
+
+        fn scale(&self) -> f32 {
+            1.0 / ((self.inputs[0].dims()[1] / self.heads) as f32).sqrt()
+        }
+
+        fn forward(&self) -> Result<(Tensor, Tensor)> {
+            let [q, k, v] = &self.inputs;
+            forward(q, k, v, &self.packing, self.heads, self.scale(), self.dropout.as_ref())
+        }
+
+        fn backward(&self) -> Result<[Tensor; 3]> {
+            let [q, k, v] = &self.inputs;
+            let (out, lse) = self.forward()?;
+            let dropout = self.dropout.as_ref();
+            let (packing, heads, scale) = (&self.packing, self.heads, self.scale());
+            let (dq, dk, dv) = backward(q, k, v, &out, &lse, &self.dout, packing, heads, scale, dropout)?;
+            Ok([dq, dk, dv])
+        }
+
+        /// Each head of each sequence on its own, in candle's ops.
+        fn twin(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Tensor)> {
+            let (mut out, mut lse) = (Vec::new(), Vec::new());
+            for sequence in 0..self.packing.sequences() {
+                let rows = self.packing.rows(sequence);
+                let part = |x: &Tensor| {
+                    let x = x.narrow(0, rows.start, rows.len())?;
+                    x.reshape((rows.len(), self.heads, ()))?.transpose(0, 1)?.contiguous() // [heads, length, head_dim]
+                };
+                let scores = (part(q)?.matmul(&part(k)?.t()?.contiguous()?)? * f64::from(self.scale()))?;
+                lse.push(scores.log_sum_exp(D::Minus1)?); // [heads, length]
+                let mut p = candle_nn::ops::softmax(&scores, D::Minus1)?;
+                if let Some(dropout) = self.dropout {
+                    let mask = dropout.mask(self.packing.example_ids()[sequence]);
+                    let factors: Vec<f32> = (0..p.elem_count()).map(|e| mask.factor(e as u32)).collect();
+                    p = (&p * Tensor::from_vec(factors, p.dims(), &Device::Cpu)?)?;
+                }
+                out.push(p.matmul(&part(v)?)?.transpose(0, 1)?.flatten_from(1)?);
+            }
+            Ok((Tensor::cat(&out, 0)?, Tensor::cat(&lse, 1)?))
+        }
+
+        fn is_its_twin(&self) -> Result<()> {
+            let vars = self.inputs.clone().map(|t| Var::from_tensor(&t).unwrap());
+            let (want, want_lse) = self.twin([&vars[0], &vars[1], &vars[2]])?;
+            let (out, lse) = self.forward()?;
+            assert_close("out", &values(&out), &values(&want), TWIN);
+            assert_close("lse", &values(&lse), &values(&want_lse), TWIN);
+            let twin = (want * &self.dout)?.sum_all()?.backward()?;
+            for ((name, var), got) in ["dq", "dk", "dv"].iter().zip(&vars).zip(self.backward()?) {
+                assert_close(name, &values(&got), &values(twin.get(var).unwrap()), TWIN);
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn is_its_twin(
+            lengths in prop::collection::vec(1u32..120, 1..5),
+            heads in 1usize..4,
+            head_dim in 1usize..70,
+            dropout: bool,
+        ) {
+            Case::new(&lengths, heads, head_dim, dropout.then_some(DROPOUT)).is_its_twin().unwrap();
+        }
+    }
+
+    #[test]
+    fn is_its_twin_for_single_tokens_and_long_texts() -> Result<()> {
+        Case::new(&[1, 300, 1, 1, 47, 48, 49, 96], 2, 32, None).is_its_twin()?;
+        Case::new(&[1, 300, 1, 1, 47, 48, 49, 96], 2, 64, Some(DROPOUT)).is_its_twin()
+    }
+
+    #[test]
+    fn gradients_are_finite_differences() -> Result<()> {
+        for dropout in [None, Some(DROPOUT)] {
+            let case = Case::new(&[1, 4, 3], 2, 3, dropout);
+            for (i, gradient) in case.backward()?.iter().enumerate() {
+                check_gradient(["dq", "dk", "dv"][i], &values(&case.inputs[i]), &values(gradient), |x| {
+                    let mut case = Case::new(&[1, 4, 3], 2, 3, dropout);
+                    case.inputs[i] = Tensor::from_slice(x, case.inputs[i].dims(), &Device::Cpu)?;
+                    Ok(loss(&case.forward()?.0, &case.dout))
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The same example alone and between others: the same bits, dropout included.
+    #[test]
+    fn a_sequence_sees_nothing_of_its_batch() -> Result<()> {
+        let batch = Case::new(&[5, 50, 9], 2, 16, Some(DROPOUT));
+        let rows = batch.packing.rows(1);
+        let cut = |x: &Tensor| x.narrow(0, rows.start, rows.len()).unwrap().copy().unwrap();
+        let alone = Case {
+            packing: Packing::new(vec![0, 50], vec![batch.packing.example_ids()[1]])?,
+            inputs: batch.inputs.clone().map(|x| cut(&x)),
+            dout: cut(&batch.dout),
+            heads: batch.heads,
+            dropout: batch.dropout,
+        };
+        assert_eq!(values(&cut(&batch.forward()?.0)), values(&alone.forward()?.0));
+        for (together, alone) in batch.backward()?.iter().zip(alone.backward()?) {
+            assert_eq!(values(&cut(together)), values(&alone));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn large_scores_overflow_nothing() -> Result<()> {
+        let mut case = Case::new(&[7], 1, 8, None);
+        case.inputs = case.inputs.map(|x| (x * 100.0).unwrap());
+        let (out, _) = case.forward()?;
+        assert_close("out", &values(&out), &values(&case.twin(case.inputs.each_ref())?.0), 1e-3);
+        assert!(case.backward()?.iter().all(|g| values(g).iter().all(|x| x.is_finite())));
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_shapes_that_do_not_fit() {
+        let case = Case::new(&[3, 2], 2, 4, None);
+        let [q, k, v] = &case.inputs;
+        assert!(forward(q, k, v, &case.packing, 3, 1.0, None).is_err());
+        assert!(forward(q, k, v, &packing(&[3, 3]), 2, 1.0, None).is_err());
+        assert!(forward(q, k, v, &case.packing, 2, 0.0, None).is_err());
+        let short = tensor(1, &[4, 8]);
+        let error = forward(q, &short, v, &case.packing, 2, 1.0, None).unwrap_err().to_string();
+        assert!(error.contains("attention::forward: k has shape [4, 8]: needs [5, 8]"), "{error}");
+    }
+}

@@ -1,0 +1,63 @@
+//! The Gaussian error linear unit, `x·Φ(x)` with the exact `erf` (Hendrycks and Gimpel 2016).
+use crate::{cpu, simd, threads};
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+
+/// Any shape → the same shape.
+///
+/// # Errors
+/// Where `x` is not a contiguous `f32` tensor on the CPU.
+pub fn forward(x: &Tensor) -> Result<Tensor> {
+    let data = cpu::read("gelu::forward", "x", x)?;
+    let data = &*data;
+    let mut y = cpu::uninit(data.len());
+    threads::install(|| {
+        let share = threads::share(data.len(), 4096);
+        y.par_chunks_mut(share).zip(data.par_chunks(share)).for_each(|(y, x)| gelu(y, x));
+    });
+    // SAFETY: the chunks cover y, and each was written.
+    unsafe { cpu::tensor(y, x.dims(), x) }
+}
+
+/// `dy` of `x`'s shape → the gradient of `x`, in `dy`'s place.
+///
+/// # Errors
+/// Where shapes differ.
+pub fn backward(x: &Tensor, dy: Tensor) -> Result<Tensor> {
+    const KERNEL: &str = "gelu::backward";
+    cpu::check_dims(KERNEL, "dy", &dy, x.dims(), "x")?;
+    cpu::update(KERNEL, "dy", dy, &[x], |dy| {
+        let x = cpu::read(KERNEL, "x", x)?;
+        let x = &*x;
+        threads::install(|| {
+            let share = threads::share(x.len(), 4096);
+            dy.par_chunks_mut(share).zip(x.par_chunks(share)).for_each(|(dy, x)| gelu_backward(dy, x));
+        });
+        Ok(())
+    })
+}
+
+/// Φ(x), the normal distribution function.
+#[inline(always)]
+fn cdf(x: f32) -> f32 {
+    simd::erf(x * std::f32::consts::FRAC_1_SQRT_2).mul_add(0.5, 0.5)
+}
+
+simd::vectorized! {
+    fn gelu(y: &mut [MaybeUninit<f32>], x: &[f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            y.write(x * cdf(x));
+        }
+    }
+}
+
+simd::vectorized! {
+    fn gelu_backward(dy: &mut [f32], x: &[f32]) {
+        const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
+        for (dy, &x) in dy.iter_mut().zip(x) {
+            let density = FRAC_1_SQRT_TAU * simd::exp(-0.5 * x * x);
+            *dy *= x.mul_add(density, cdf(x));
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The Euclidean norm of all gradients.
+use crate::{Buffer, threads};
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Elements that are summed in one go. The sum of such sums has the same bits on any number of
+/// threads.
+const CHUNK: usize = 16384;
+
+/// `√Σ g²` over the ranges, summed in `f64`.
+///
+/// # Errors
+/// Where a range goes past the end.
+pub fn global(gradients: &Buffer, ranges: &[Range<usize>]) -> Result<f64> {
+    let mut chunks = Vec::new();
+    for range in ranges {
+        match gradients.data().get(range.clone()) {
+            Some(part) => chunks.extend(part.chunks(CHUNK)),
+            None => bail!("norm::global: range {range:?} of a buffer of {}", gradients.len()),
+        }
+    }
+    let mut sums = vec![0.0; chunks.len()];
+    threads::install(|| {
+        sums.par_iter_mut().zip(chunks).for_each(|(sum, chunk)| *sum = sum_of_squares(chunk));
+    });
+    Ok(sums.iter().sum::<f64>().sqrt())
+}
+
+crate::simd::vectorized! {
+    fn sum_of_squares(x: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; 16];
+        let (whole, rest) = x.as_chunks::<16>();
+        for x in whole {
+            for lane in 0..16 {
+                lanes[lane] += f64::from(x[lane]) * f64::from(x[lane]);
+            }
+        }
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+        lanes.iter().sum()
+    }
+}

@@ -1,0 +1,27 @@
+//! The hyperbolic tangent. It only ever sees pooled rows, so it is the standard library's.
+use crate::cpu;
+use candle_core::{Result, Tensor};
+
+/// Any shape → the same shape.
+///
+/// # Errors
+/// Where `x` is not a contiguous `f32` tensor on the CPU.
+pub fn forward(x: &Tensor) -> Result<Tensor> {
+    let y: Vec<f32> = cpu::read("tanh::forward", "x", x)?.iter().map(|x| x.tanh()).collect();
+    Tensor::from_vec(y, x.dims(), x.device())
+}
+
+/// `y`, what [`forward`] gave, and `dy` of its shape → the gradient of `x`, in `dy`'s place.
+///
+/// # Errors
+/// Where shapes differ.
+pub fn backward(y: &Tensor, dy: Tensor) -> Result<Tensor> {
+    const KERNEL: &str = "tanh::backward";
+    cpu::check_dims(KERNEL, "dy", &dy, y.dims(), "y")?;
+    cpu::update(KERNEL, "dy", dy, &[y], |dy| {
+        for (dy, &y) in dy.iter_mut().zip(&*cpu::read(KERNEL, "y", y)?) {
+            *dy *= 1.0 - y * y;
+        }
+        Ok(())
+    })
+}
