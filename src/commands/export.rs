@@ -10,7 +10,7 @@ use crate::cli::{self, Options};
 use crate::config::{self, Config};
 use crate::data::Snapshot;
 use crate::export::{Certificate, export_model};
-use crate::infer::runtime;
+use crate::infer::{Setting, runtime};
 use crate::store::{self, RunDir};
 use crate::user_error;
 
@@ -20,11 +20,17 @@ use crate::user_error;
 /// The user's, where there is no such run or model; what [`export_model`] says.
 pub fn run(args: &cli::Export, options: &Options) -> Result<ExitCode> {
     let target = Target::find(args, options)?;
-    let runtime = runtime::ensure(options.offline)?;
     let snapshot = Snapshot::open(&target.run.snapshot_dir()?)?;
+    let setting = Setting {
+        runtime: runtime::ensure(options.offline)?,
+        run: &target.run,
+        config: &target.config,
+        snapshot: &snapshot,
+        quiet: options.quiet,
+    };
     let mut certificates = Map::new();
     for model in &target.models {
-        let certificate = export_model(runtime, &target.run, &target.config, model, &snapshot, options.quiet)?;
+        let certificate = export_model(&setting, model)?;
         if !options.json {
             print(&line(&model.name, &certificate))?;
         }

@@ -9,12 +9,11 @@ use serde_json::Map;
 use super::export::{Target, by_model};
 use super::{print, print_json};
 use crate::cli::{self, Options};
-use crate::config::{self, Config, Data, Format};
+use crate::config::{self, Data, Format};
 use crate::data::{Snapshot, read_rows};
 use crate::export::certify_test;
-use crate::infer::{Exported, Runtime, predict_rows, runtime, test_model};
+use crate::infer::{Exported, Setting, predict_rows, runtime, test_model};
 use crate::metrics::Statistics;
-use crate::store::RunDir;
 use crate::{report, user_error};
 
 /// Tests the run's models, or predicts `--input` with one of them.
@@ -26,11 +25,17 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
         return predict(&target, input, output, options);
     }
-    let runtime = runtime::ensure(options.offline)?;
     let snapshot = Snapshot::open(&target.run.snapshot_dir()?)?;
+    let setting = Setting {
+        runtime: runtime::ensure(options.offline)?,
+        run: &target.run,
+        config: &target.config,
+        snapshot: &snapshot,
+        quiet: options.quiet,
+    };
     let mut all = Map::new();
     for model in &target.models {
-        let statistics = test(runtime, &target.run, &target.config, model, &snapshot, options.quiet)?;
+        let statistics = test(&setting, model)?;
         if !options.json {
             let name = if target.models.len() > 1 { format!("{}\n", model.name) } else { String::new() };
             print(format!("{name}{}", report::table(&statistics)).trim_end())?;
@@ -47,18 +52,9 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
 ///
 /// # Errors
 /// What [`test_model`] and [`certify_test`] say.
-pub(super) fn test(
-    runtime: &Runtime,
-    run: &RunDir,
-    config: &Config,
-    model: &config::Model,
-    snapshot: &Snapshot,
-    quiet: bool,
-) -> Result<Statistics> {
-    let files = run.model(&model.name);
-    let exported = Exported::open(runtime, model, &files, config.infer)?;
-    let tested = test_model(&exported, snapshot, quiet)?;
-    certify_test(&exported, &tested)?;
+pub(super) fn test(setting: &Setting<'_>, model: &config::Model) -> Result<Statistics> {
+    let tested = test_model(setting, model)?;
+    certify_test(setting, model, &tested)?;
     Ok(tested.statistics)
 }
 
@@ -70,7 +66,7 @@ fn predict(target: &Target, input: &Path, output: &Path, options: &Options) -> R
     // Columns are the run's; a file's form is its own.
     let rows = read_rows(input, &Data { format: Format::Auto, ..target.config.data.clone() })?;
     let files = target.run.model(&model.name);
-    let exported = Exported::open(runtime::ensure(options.offline)?, model, &files, target.config.infer)?;
+    let exported = Exported::open(runtime::ensure(options.offline)?, &files, model, target.config.infer)?;
     let throughput = predict_rows(&exported, &rows, output, options.quiet)?;
     if options.json {
         print_json(&throughput)?;

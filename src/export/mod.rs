@@ -16,12 +16,12 @@ use serde_json::{Map, Value};
 
 pub use verify::Certificate;
 
-use crate::config::{self, Config};
-use crate::data::{Part, Snapshot, Tokenizer};
-use crate::infer::{Exported, Options, Predictor, Runtime, Tested, predictor};
+use crate::config;
+use crate::data::{Part, Tokenizer};
+use crate::infer::{Options, Predictor, Runtime, Setting, Tested, predictor};
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
-use crate::store::{self, RunDir};
+use crate::store;
 
 /// Exports one model of a run from its `model/` to `model.onnx`, certifies it on the validation part
 /// and writes export.json.
@@ -29,14 +29,8 @@ use crate::store::{self, RunDir};
 /// # Errors
 /// Where the exported model and the trained one part ([`verify::certify`]): then model.onnx is as it
 /// was before. And what reading, writing and ONNX Runtime say.
-pub fn export_model(
-    runtime: &Runtime,
-    run: &RunDir,
-    config: &Config,
-    model: &config::Model,
-    snapshot: &Snapshot,
-    quiet: bool,
-) -> Result<Certificate> {
+pub fn export_model(setting: &Setting<'_>, model: &config::Model) -> Result<Certificate> {
+    let Setting { runtime, run, config, snapshot, quiet } = *setting;
     let files = run.model(&model.name);
     let classifier = Classifier::load(&files.model())?;
     let tokenizer = Tokenizer::from_folder(&files.model())?;
@@ -59,11 +53,8 @@ pub fn export_model(
     let dataset = snapshot
         .encode(&tokenizer, model.max_length, classifier.input_names(), &parts, threads)?
         .dataset(Part::Validation)?;
-    let options = Options {
-        workers: config.infer.workers,
-        max_tokens: config.infer.max_tokens,
-        pad_id: tokenizer.pad_id(),
-    };
+    let options =
+        Options { workers: config.infer.workers, max_tokens: config.infer.max_tokens, pad_id: tokenizer.pad_id() };
     let predictor = Predictor::open(runtime, &path, options)?;
     let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
     let progress = Progress::new(&format!("certify {}", model.name), dataset.len() as u64, "row", quiet);
@@ -83,17 +74,17 @@ pub fn export_model(
 ///
 /// # Errors
 /// As [`export_model`]'s.
-pub fn certify_test(model: &Exported<'_>, tested: &Tested) -> Result<Option<Certificate>> {
-    let folder = model.files.model();
-    if !folder.join("model.safetensors").is_file() {
+pub fn certify_test(setting: &Setting<'_>, model: &config::Model, tested: &Tested) -> Result<Option<Certificate>> {
+    let files = setting.run.model(&model.name);
+    if !files.model().join("model.safetensors").is_file() {
         return Ok(None);
     }
-    let classifier = Classifier::load(&folder)?;
-    let (max_length, tokens) = (model.settings.max_length, model.settings.train.micro_batch_tokens);
-    let Tested { dataset, logits, .. } = tested;
-    let certificate = verify::certify(&classifier, &model.predictor, dataset, logits, max_length, tokens)
-        .with_context(|| format!("model {:?} on the test part", model.settings.name))?;
-    store::write_json(&model.files.test().join("certificate.json"), &certificate)?;
+    let classifier = Classifier::load(&files.model())?;
+    let Tested { dataset, logits, predictor, .. } = tested;
+    let tokens = model.train.micro_batch_tokens;
+    let certificate = verify::certify(&classifier, predictor, dataset, logits, model.max_length, tokens)
+        .with_context(|| format!("model {:?} on the test part", model.name))?;
+    store::write_json(&files.test().join("certificate.json"), &certificate)?;
     Ok(Some(certificate))
 }
 
@@ -122,7 +113,9 @@ fn publish(staged: &Path, target: &Path) -> Result<()> {
 pub fn optimized_ops(runtime: &Runtime, model: &Path) -> Result<BTreeMap<String, usize>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("optimized.onnx");
-    predictor::builder(runtime)?.with_optimized_model_path(&path).map_err(ort::Error::from)?.commit_from_file(model)?;
+    let optimize =
+        || -> ort::Result<_> { predictor::builder(runtime)?.with_optimized_model_path(&path)?.commit_from_file(model) };
+    optimize().with_context(|| format!("ONNX Runtime could not optimize {}", model.display()))?;
     let graph = onnx::read(&path)?.graph.context("the optimized model has no graph")?;
     let mut ops = BTreeMap::new();
     for node in graph.node {

@@ -262,9 +262,7 @@ mod tests {
     fn expected(ids: &[i32], types: &[i8]) -> Vec<f32> {
         let value = |i: usize| (i % 17) as f32 / 8.0 - 1.0;
         let sum = |h: usize| -> f32 {
-            let x = |(&id, &r#type): (&i32, &i8)| {
-                value(id as usize * HIDDEN + h) + value(r#type as usize * HIDDEN + h)
-            };
+            let x = |(&id, &r#type): (&i32, &i8)| value(id as usize * HIDDEN + h) + value(r#type as usize * HIDDEN + h);
             ids.iter().zip(types).map(x).sum()
         };
         let logit = |l: usize| (0..HIDDEN).map(|h| sum(h) * value(h * LABELS + l)).sum::<f32>() * 0.5 + value(l);
@@ -275,7 +273,8 @@ mod tests {
     fn onnx_runtime_runs_what_is_written() {
         let runtime = runtime::ensure(false).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let ids: Vec<Vec<i32>> = (0..50).map(|i| (0..1 + i * 7 % 23).map(|j| (i * 31 + j * 5) % 40).collect()).collect();
+        let ids: Vec<Vec<i32>> =
+            (0..50).map(|i| (0..1 + i * 7 % 23).map(|j| (i * 31 + j * 5) % 40).collect()).collect();
         let types: Vec<Vec<i8>> = ids.iter().map(|ids| ids.iter().map(|id| (id % 2) as i8).collect()).collect();
         let examples: Vec<Example> = ids
             .iter()
@@ -299,7 +298,10 @@ mod tests {
                 }
             }
             let unknown = [Example { input_ids: &[40], token_type_ids: None }];
-            assert!(format!("{:#}", predictor.predict(&unknown).unwrap_err()).contains("indices element out of data bounds"));
+            assert!(
+                format!("{:#}", predictor.predict(&unknown).unwrap_err())
+                    .contains("indices element out of data bounds")
+            );
         }
 
         let model = read(&folder.path().join("external.onnx")).unwrap();

@@ -175,7 +175,7 @@ impl Sweep {
     }
 
     fn examples(&self) -> Vec<Example<'_>> {
-        let types = |i| self.token_type_ids.as_ref().map(|types: &Vec<Vec<i8>>| types[i].as_slice());
+        let types = |i: usize| self.token_type_ids.as_ref().map(|types| types[i].as_slice());
         (0..).zip(&self.input_ids).map(|(i, ids)| Example { input_ids: ids, token_type_ids: types(i) }).collect()
     }
 

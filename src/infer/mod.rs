@@ -12,24 +12,50 @@ use anyhow::{Context, Result, ensure};
 pub use predictor::{Options, Predictor};
 pub use runtime::Runtime;
 
-use crate::config::{self, Infer};
+use crate::config::{self, Config, Infer};
 use crate::data::{Dataset, Example, Part, Row, Snapshot, Tokenizer, encode_texts};
 use crate::metrics::{self, Statistics, Throughput};
 use crate::progress::Progress;
-use crate::store::{self, ModelDir};
+use crate::store::{self, ModelDir, RunDir};
 use crate::{report, user_error};
+
+/// What exporting and testing take, whichever model of a run it is.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// ONNX Runtime.
+    pub runtime: &'a Runtime,
+    /// The run.
+    pub run: &'a RunDir,
+    /// Its configuration.
+    pub config: &'a Config,
+    /// Its data.
+    pub snapshot: &'a Snapshot,
+    /// No progress on stderr.
+    pub quiet: bool,
+}
 
 /// An exported model with its tokenizer.
 pub struct Exported<'a> {
-    /// The model's settings in the run.
-    pub settings: &'a config::Model,
-    /// Its folder in the run.
-    pub files: &'a ModelDir,
-    /// What turns texts into its inputs.
-    pub tokenizer: Tokenizer,
-    /// What turns those into logits.
-    pub predictor: Predictor,
+    model: &'a config::Model,
     infer: Infer,
+    tokenizer: Tokenizer,
+    predictor: Predictor,
+}
+
+impl<'a> Exported<'a> {
+    /// Opens the ONNX file of a run's model, and the tokenizer in its `model/`.
+    ///
+    /// # Errors
+    /// The user's, where the run has no export of this model.
+    pub fn open(runtime: &Runtime, files: &ModelDir, model: &'a config::Model, infer: Infer) -> Result<Self> {
+        if !files.onnx().is_file() {
+            return Err(user_error!("{} is not there; make it with kiln export", files.onnx().display()));
+        }
+        let tokenizer = Tokenizer::from_folder(&files.model())?;
+        let options = Options { workers: infer.workers, max_tokens: infer.max_tokens, pad_id: tokenizer.pad_id() };
+        let predictor = Predictor::open(runtime, &files.onnx(), options)?;
+        Ok(Self { model, infer, tokenizer, predictor })
+    }
 }
 
 /// What [`test_model`] found.
@@ -40,32 +66,21 @@ pub struct Tested {
     pub dataset: Dataset,
     /// The model's logits for it, by row.
     pub logits: Vec<Vec<f32>>,
+    /// The model.
+    pub predictor: Predictor,
 }
 
-impl<'a> Exported<'a> {
-    /// Opens a model's ONNX file, and the tokenizer in its `model/`.
-    ///
-    /// # Errors
-    /// The user's, where the run has no export of this model.
-    pub fn open(runtime: &Runtime, settings: &'a config::Model, files: &'a ModelDir, infer: Infer) -> Result<Self> {
-        if !files.onnx().is_file() {
-            return Err(user_error!("{} is not there; make it with kiln export", files.onnx().display()));
-        }
-        let tokenizer = Tokenizer::from_folder(&files.model())?;
-        let options = Options { workers: infer.workers, max_tokens: infer.max_tokens, pad_id: tokenizer.pad_id() };
-        let predictor = Predictor::open(runtime, &files.onnx(), options)?;
-        Ok(Self { settings, files, tokenizer, predictor, infer })
-    }
-}
-
-/// Runs a model on the test part and writes what it makes of it into `test/`: predictions.parquet,
-/// confusion.png and statistics.json.
+/// Runs a model's ONNX file on the test part and writes what it makes of it into `test/`:
+/// predictions.parquet, confusion.png and statistics.json.
 ///
 /// # Errors
-/// The user's, where the snapshot has no test part or other labels than the model; what ONNX Runtime
-/// and the file system say.
-pub fn test_model(model: &Exported<'_>, snapshot: &Snapshot, quiet: bool) -> Result<Tested> {
-    let (labels, name) = (model.predictor.id2label()?, &model.settings.name);
+/// The user's, where the run has no export of the model, or the snapshot no test part or other labels
+/// than the model; what ONNX Runtime and the file system say.
+pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested> {
+    let (files, snapshot, name) = (setting.run.model(&model.name), setting.snapshot, &model.name);
+    let Exported { infer, tokenizer, predictor, .. } =
+        Exported::open(setting.runtime, &files, model, setting.config.infer)?;
+    let labels = predictor.id2label()?;
     if labels != snapshot.labels() {
         return Err(user_error!(
             "model {name:?} knows the labels {}, and snapshot {} has {}; test it on the data it was trained on",
@@ -75,15 +90,14 @@ pub fn test_model(model: &Exported<'_>, snapshot: &Snapshot, quiet: bool) -> Res
         ));
     }
     let rows = snapshot.rows(Part::Test)?;
-    let inputs = model.predictor.input_names();
-    let encoding =
-        snapshot.encode(&model.tokenizer, model.settings.max_length, &inputs, &[Part::Test], model.infer.workers)?;
-    let dataset = encoding.dataset(Part::Test)?;
+    let dataset = snapshot
+        .encode(&tokenizer, model.max_length, &predictor.input_names(), &[Part::Test], infer.workers)?
+        .dataset(Part::Test)?;
     ensure!(rows.len() == dataset.len(), "the test part has {} rows, and {} encoded", rows.len(), dataset.len());
 
     let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
-    let progress = Progress::new(&format!("test {name}"), dataset.len() as u64, "row", quiet);
-    let predictions = model.predictor.predict(&examples, &progress)?;
+    let progress = Progress::new(&format!("test {name}"), dataset.len() as u64, "row", setting.quiet);
+    let predictions = predictor.predict(&examples, &progress)?;
     progress.finish();
 
     let label = |i| dataset.label(i).with_context(|| format!("row {i} of the test part has no label"));
@@ -94,11 +108,11 @@ pub fn test_model(model: &Exported<'_>, snapshot: &Snapshot, quiet: bool) -> Res
     let mut statistics = metrics::statistics(&labels, &truth, &predicted, Some(loss));
     statistics.throughput = Some(predictions.throughput);
 
-    let test = model.files.test();
+    let test = files.test();
     predictions::write(&test.join("predictions.parquet"), &labels, &rows, &predictions.logits)?;
     report::confusion(&metrics::confusion(labels.len(), &truth, &predicted), &labels, &test.join("confusion.png"))?;
     store::write_json(&test.join("statistics.json"), &statistics)?;
-    Ok(Tested { statistics, dataset, logits: predictions.logits })
+    Ok(Tested { statistics, dataset, logits: predictions.logits, predictor })
 }
 
 /// Predicts rows, which need no label, and writes them to `output` as a predictions.parquet.
@@ -112,7 +126,7 @@ pub fn predict_rows(
     quiet: bool,
 ) -> Result<Throughput> {
     let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
-    let encoded = encode_texts(&model.tokenizer, &texts, model.settings.max_length, model.infer.workers)?;
+    let encoded = encode_texts(&model.tokenizer, &texts, model.model.max_length, model.infer.workers)?;
     let examples: Vec<_> = encoded
         .iter()
         .map(|row| Example { input_ids: &row.input_ids, token_type_ids: Some(&row.token_type_ids) })

@@ -273,8 +273,7 @@ mod tests {
         let cache = folder.path().join("cache");
         fs::create_dir(&cache).unwrap();
         fs::write(cache.join(LIBRARY), "an install that went wrong").unwrap();
-        let places =
-            Places { explicit: None, beside: Some(folder.path().into()), cache: Some(cache), system: &[] };
+        let places = Places { explicit: None, beside: Some(folder.path().into()), cache: Some(cache), system: &[] };
         let message = format!("{:#}", places.open(true).unwrap_err());
         for part in ["has SHA-256", "ORT_DYLIB_PATH", "beside the kiln executable", "--offline"] {
             assert!(message.contains(part), "{part} is not in: {message}");
