@@ -1,5 +1,7 @@
 //! One model's way from its origin to a folder that transformers loads.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
@@ -82,6 +84,7 @@ impl Job<'_> {
         let Start { classifier, tokenizer, encoding } = self.start(&[Part::Train, Part::Validation])?;
         let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
 
+        fs::create_dir_all(self.files.dir()).with_context(|| self.files.dir().display().to_string())?;
         let checkpoints = || Checkpoints::new(self.files.checkpoints(), settings.keep_checkpoints);
         let log = MetricsLog::open(&self.files.metrics_jsonl())?;
         let parts = (&train, &validation);
