@@ -86,14 +86,8 @@ fn model_type(model: &Model, root: &Path) -> Result<String, String> {
     if model.max_length > longest {
         return Err(format!("max_length = {}, but it reads at most {longest} tokens: lower max_length", model.max_length));
     }
-    if let Some(reference) = &model.train.init_from
-        && let Some((run, name)) = reference.rsplit_once('/')
-    {
-        let run = store::find(Some(run), root).map_err(|error| format!("init_from: {error:#}"))?;
-        let folder = run.model(name).model();
-        if !folder.is_dir() {
-            return Err(format!("init_from = {reference:?}: {} is not there", folder.display()));
-        }
+    if let Some(reference) = &model.train.init_from {
+        store::find_model(reference, root).map_err(|error| format!("init_from: {error:#}"))?;
     }
     Ok(model_type)
 }

@@ -163,3 +163,9 @@ proptest! {
         prop_assert!(probabilities.iter().all(|&p| p <= probabilities[best]));
     }
 }
+
+#[test]
+fn cross_entropy_is_minus_log_softmax() {
+    assert!((cross_entropy(&[1.0, 2.0, 3.0], 2) - 0.407_605_964_444_38).abs() < 1e-12);
+    assert_eq!(cross_entropy(&[1e4, 0.0], 1), 1e4);
+}

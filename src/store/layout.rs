@@ -253,6 +253,16 @@ pub fn find(reference: Option<&str>, root: &Path) -> Result<RunDir> {
     })
 }
 
+/// The `model/` folder of an earlier run's model, `experiment/run_num/model` under `root`.
+///
+/// # Errors
+/// There is no such run, or it has no such model.
+pub fn find_model(reference: &str, root: &Path) -> Result<PathBuf> {
+    let (run, name) = reference.rsplit_once('/').unwrap_or((reference, ""));
+    let folder = find(Some(run), root)?.model(name).model();
+    if folder.is_dir() { Ok(folder) } else { Err(user_error!("{reference:?}: {} is not there", folder.display())) }
+}
+
 /// A run from its folder, which may be named from within.
 fn from_folder(folder: &Path) -> Result<RunDir> {
     let full = fs::canonicalize(folder)
