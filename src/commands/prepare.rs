@@ -43,13 +43,23 @@ pub(super) fn encode_and_print(config: &Config, snapshot: &Snapshot, options: &O
 
     if options.json {
         let dir = snapshot.dir();
-        print_json(&json!({ "snapshot": snapshot.hash(), "dir": dir, "labels": snapshot.labels(), "card": snapshot.card(), "encodings": encodings }))?;
+        print_json(
+            &json!({ "snapshot": snapshot.hash(), "dir": dir, "labels": snapshot.labels(), "card": snapshot.card(), "encodings": encodings }),
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     print(&format!("snapshot {} in {}", snapshot.hash(), snapshot.dir().display()))?;
-    for (part, card) in &snapshot.card().parts {
+    for part in &parts {
+        let Some(card) = snapshot.card().parts.get(part.name()) else { continue };
         let words = card.words;
-        print(&format!("{part:<10} rows={} words: median {} p95 {} max {}", card.rows, words.p50, words.p95, words.max))?;
+        print(&format!(
+            "{:<10} rows={} words: median {} p95 {} max {}",
+            part.name(),
+            card.rows,
+            words.p50,
+            words.p95,
+            words.max
+        ))?;
     }
     for (model, cards) in &encodings {
         for (part, card) in cards.as_object().into_iter().flatten() {

@@ -39,7 +39,7 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         (None, true) => Choice::New,
         (None, false) => Choice::Auto,
     };
-    let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), &choice)?;
+    let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), snapshot.dir(), &choice)?;
     let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, options };
     pipeline.announce(resumed)?;
     match pipeline.go(runtime, args.stop_after) {

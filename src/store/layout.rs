@@ -37,6 +37,9 @@ pub struct RunRecord {
     pub models: Vec<String>,
     /// The data's snapshot.
     pub snapshot: String,
+    /// The snapshot's folder, where it lies elsewhere than in the experiment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_dir: Option<PathBuf>,
     /// How far it is.
     pub status: Status,
     /// [`Config::hash`](crate::config::Config::hash).
@@ -163,7 +166,8 @@ impl RunDir {
     /// # Errors
     /// run.json cannot be read.
     pub fn snapshot_dir(&self) -> Result<PathBuf> {
-        Ok(self.experiment.data_dir().join(self.record()?.snapshot))
+        let record = self.record()?;
+        Ok(record.snapshot_dir.unwrap_or_else(|| self.experiment.data_dir().join(record.snapshot)))
     }
 
     pub(super) fn record_path(&self) -> PathBuf {

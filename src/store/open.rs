@@ -57,21 +57,24 @@ impl Run {
     /// # Errors
     /// run.json cannot be written.
     pub fn finish(&self, status: Status) -> Result<()> {
-        self.set(status)
+        self.update(|record| record.status = status)
     }
 
-    fn set(&self, status: Status) -> Result<()> {
-        write_json(&self.run.record_path(), &RunRecord { status, ..self.run.record()? })
+    fn update(&self, change: impl FnOnce(&mut RunRecord)) -> Result<()> {
+        let mut record = self.run.record()?;
+        change(&mut record);
+        write_json(&self.run.record_path(), &record)
     }
 }
 
 impl Experiment {
-    /// Chooses the run for `config` on the data's `snapshot`, makes it where it is new, and holds it.
+    /// Chooses the run for `config` on the data's `snapshot`, which lies in `snapshot_dir`, makes it
+    /// where it is new, and holds it.
     ///
     /// # Errors
     /// The user's: the run chosen is finished, was made from another configuration or other data
     /// (each difference is named), or is held by another process (which is named).
-    pub fn open_run(&self, config: &Config, snapshot: &str, choice: &Choice) -> Result<Opened> {
+    pub fn open_run(&self, config: &Config, snapshot: &str, snapshot_dir: &Path, choice: &Choice) -> Result<Opened> {
         let runs = self.runs();
         fs::create_dir_all(&runs).with_context(|| format!("cannot create {}", runs.display()))?;
         // Choosing and taking are one step: two trainings that start at once take two numbers.
@@ -94,7 +97,13 @@ impl Experiment {
             (Choice::Auto, RunNum::Next) => self.newest_unfinished(config, snapshot)?,
             (Choice::New, _) | (Choice::Auto, RunNum::Number(_)) => None,
         };
-        match existing {
+        let elsewhere = if snapshot_dir == self.data_dir().join(snapshot) {
+            None
+        } else {
+            let full = std::path::absolute(snapshot_dir);
+            Some(full.with_context(|| format!("cannot find {}", snapshot_dir.display()))?)
+        };
+        let opened = match existing {
             Some(run) => self.resume(run),
             None => {
                 let run_num = match config.run_num {
@@ -103,7 +112,12 @@ impl Experiment {
                 };
                 self.create(run_num, config, snapshot)
             }
-        }
+        }?;
+        opened.run.update(|record| {
+            record.status = Status::Training;
+            record.snapshot_dir = elsewhere;
+        })?;
+        Ok(opened)
     }
 
     /// The newest run that `config` can go on with.
@@ -146,9 +160,7 @@ impl Experiment {
     fn resume(&self, run: RunDir) -> Result<Opened> {
         let lock = Lock::take(&run.dir().join(LOCK), &format!("run {}", run.reference()))?;
         clean(&run.dir(), true)?;
-        let run = Run { run, _lock: lock };
-        run.set(Status::Training)?;
-        Ok(Opened { run, resumed: true })
+        Ok(Opened { run: Run { run, _lock: lock }, resumed: true })
     }
 
     fn create(&self, run_num: u32, config: &Config, snapshot: &str) -> Result<Opened> {
@@ -160,6 +172,7 @@ impl Experiment {
             run_num,
             models: config.models.iter().map(|model| model.name.clone()).collect(),
             snapshot: snapshot.into(),
+            snapshot_dir: None,
             status: Status::Training,
             config_hash: pins.config_hash.clone(),
             start: now(),
@@ -211,7 +224,9 @@ mod tests {
 
     /// The number of the run that is opened, and whether it was there; or the error.
     fn open(root: &Path, sets: &[&str], snapshot: &str, choice: &Choice, end: Status) -> Result<(u32, bool), String> {
-        let opened = Experiment::new(root, "x").open_run(&config(sets), snapshot, choice).map_err(|error| {
+        let experiment = Experiment::new(root, "x");
+        let folder = experiment.data_dir().join(snapshot);
+        let opened = experiment.open_run(&config(sets), snapshot, &folder, choice).map_err(|error| {
             assert!(error.is::<UserError>(), "{error:?}");
             error.to_string()
         })?;
@@ -264,12 +279,15 @@ mod tests {
     #[test]
     fn a_new_run_says_what_it_is_and_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Experiment::new(dir.path(), "x").open_run(&config(&["train.seed=1"]), "a", &Choice::Auto).unwrap();
+        let opened = Experiment::new(dir.path(), "x")
+            .open_run(&config(&["train.seed=1"]), "a", Path::new("/given/a"), &Choice::Auto)
+            .unwrap();
         let run = opened.run.deref();
         assert_eq!(
             std::fs::read_to_string(run.dir().join("experiment.toml")).unwrap(),
             format!("# --set train.seed=1\n{TEXT}")
         );
+        assert_eq!(run.snapshot_dir().unwrap(), Path::new("/given/a"));
         let pins = run.pins().unwrap();
         assert_eq!(pins.config, Config { text: String::new(), ..config(&["train.seed=1"]) });
         assert_eq!((pins.snapshot.as_str(), pins.base_weights.len()), ("a", 0));
@@ -335,7 +353,8 @@ mod tests {
     #[test]
     fn holds_a_run_for_another_test() {
         let Some(root) = std::env::var_os(HOLD) else { return };
-        let _held = Experiment::new(Path::new(&root), "x").open_run(&config(&[]), "a", &Choice::Auto).unwrap();
+        let _held =
+            Experiment::new(Path::new(&root), "x").open_run(&config(&[]), "a", Path::new("a"), &Choice::Auto).unwrap();
         println!("held");
         let _ = std::io::stdin().read_line(&mut String::new());
     }
