@@ -3,7 +3,7 @@ use candle_core::{Device, Result, bail};
 use std::ops::Range;
 
 /// A flat array of `f32` on one device.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffer {
     data: Vec<f32>,
 }

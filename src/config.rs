@@ -1,1 +1,446 @@
-//! config
+//! The experiment file, resolved once, at the edge, into one [`Config`] of plain values.
+//!
+//! [`Config::load`] reads the TOML, lays `--set` and the other options over it, checks every key,
+//! type and range, and fills in the defaults. Below it no `Option` means "the default" and nothing
+//! reads the environment.
+
+mod document;
+mod problem;
+mod resolve;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use problem::ConfigError;
+
+use crate::error::UserError;
+
+/// The experiment that is run where no file is named.
+pub const QUICKSTART: &str = include_str!("../experiments/quickstart.toml");
+
+/// The folder of all experiments where nobody names one, from where the command runs.
+pub const ROOT: &str = "kiln-runs";
+
+/// What the command line lays over an experiment file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `KEY=VALUE` of each `--set`, in order.
+    pub sets: Vec<String>,
+    /// `--root`.
+    pub root: Option<PathBuf>,
+    /// `--threads`: to train and to infer with.
+    pub threads: Option<usize>,
+}
+
+impl Config {
+    /// Reads `file`, or else the embedded [`QUICKSTART`], with `overrides` over it.
+    ///
+    /// # Errors
+    /// A [`UserError`]: the file cannot be read, or a [`ConfigError`] with all its mistakes.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> anyhow::Result<Self> {
+        match file {
+            None => Self::parse(QUICKSTART, "quickstart.toml (embedded)", Path::new(""), overrides),
+            Some(file) => {
+                let shown = file.display().to_string();
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read the experiment file {shown}"))
+                    .map_err(UserError)?;
+                Self::parse(&text, &shown, file.parent().unwrap_or(Path::new("")), overrides)
+            }
+        }
+        .map_err(|error| UserError(error.into()).into())
+    }
+
+    /// Reads the text of an experiment file. `file` names it in errors, its relative paths start
+    /// from `base`.
+    ///
+    /// # Errors
+    /// All mistakes in the text and in `overrides`.
+    pub fn parse(text: &str, file: &str, base: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let error = |problems| ConfigError::new(file, text, problems);
+        let mut root = document::parse(text).map_err(error)?;
+        let mut problems: Vec<_> =
+            overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
+        problems.extend(overrides.lay(&mut root).err());
+
+        let notes = table::Notes { base, problems: RefCell::new(problems) };
+        let root = table::Table::root(&notes, &root);
+        let config = resolve::config(&root);
+        root.finish();
+        match config {
+            Some(config) if notes.problems.borrow().is_empty() => Ok(Self { text: overrides.comment(text), ..config }),
+            _ => Err(error(notes.problems.into_inner())),
+        }
+    }
+
+    /// SHA-256 of everything in the configuration that decides what the trained models are, given
+    /// the data: two runs with the same hash and the same snapshot are the same training.
+    /// Not in it: names of places, the run's number, threads and how the export is run.
+    pub fn hash(&self) -> String {
+        // Infallible: plain values with string keys.
+        hex(&Sha256::digest(serde_json::to_vec(&self.decisive()).unwrap_or_default()))
+    }
+
+    /// What [`Config::hash`] is of.
+    pub(crate) fn decisive(&self) -> impl Serialize {
+        let mut models = self.models.clone();
+        for model in &mut models {
+            model.train.threads = 0;
+            if let Origin::Folder(folder) = &mut model.origin
+                && let Ok(absolute) = std::path::absolute(&folder)
+            {
+                *folder = absolute;
+            }
+        }
+        #[derive(Serialize)]
+        struct Decisive {
+            objective: Objective,
+            model: Vec<Model>,
+            export: Export,
+        }
+        Decisive { objective: self.objective, model: models, export: self.export }
+    }
+}
+
+impl Overrides {
+    /// Lays the options that have a name of their own over the tree.
+    fn lay(&self, root: &mut document::Node) -> Result<(), problem::Problem> {
+        use document::Value;
+        if let Some(folder) = &self.root {
+            let flag = format!("--root {}", folder.display()).into();
+            document::lay(root, &["root"], Value::String(folder.to_string_lossy().into_owned()), &flag)?;
+        }
+        if let Some(threads) = self.threads {
+            let flag = format!("--threads {threads}").into();
+            let mut paths = vec!["train.threads".to_owned(), "infer.workers".to_owned()];
+            paths.extend((0..root.items("model")).map(|index| format!("model.{index}.train.threads")));
+            for path in paths {
+                let path: Vec<&str> = path.split('.').collect();
+                document::lay(root, &path, Value::Integer(threads as i64), &flag)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The experiment file with these options as comments above it.
+    fn comment(&self, text: &str) -> String {
+        let mut commented = String::new();
+        for set in &self.sets {
+            let _ = writeln!(commented, "# --set {}", set.replace('\n', "\n# "));
+        }
+        commented + text
+    }
+}
+
+/// CPU threads that this process may use: its affinity, or the cgroup's quota (v1 or v2, rounded
+/// down) where that is less; 1 at least.
+pub fn available_threads() -> usize {
+    // The standard library reads both.
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// One experiment: what is trained, on what, and how it is judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// The experiment's name, a folder under `root`.
+    pub name: String,
+    /// Which run of the experiment this is.
+    pub run_num: RunNum,
+    /// The folder that holds all experiments.
+    pub root: PathBuf,
+    /// What "best" means, on validation.
+    pub objective: Objective,
+    /// Where rows come from and how they are split.
+    pub data: Data,
+    /// The models to train; one at least, with unique names.
+    pub models: Vec<Model>,
+    /// How models become ONNX files.
+    pub export: Export,
+    /// How exported models are run.
+    pub infer: Infer,
+    /// The experiment file as given, for the run's experiment.toml, with `--set` options as
+    /// comments. Empty in a configuration read back from a run.
+    #[serde(skip)]
+    pub text: String,
+}
+
+/// Which run of its experiment a training is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunNum {
+    /// The newest unfinished run with the same configuration and data, else a new one.
+    Next,
+    /// This run, which must not be finished.
+    Number(u32),
+}
+
+/// The figure that chooses the best checkpoint and the best model, on validation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objective {
+    /// The figure.
+    pub metric: Metric,
+    /// Whether more or less of it is better.
+    pub goal: Goal,
+}
+
+/// A figure of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// The unweighted mean of the labels' F1.
+    MacroF1,
+    /// The share of right predictions.
+    Accuracy,
+    /// F1 over all decisions together.
+    MicroF1,
+    /// The labels' F1 weighted by their counts.
+    WeightedF1,
+    /// The mean loss.
+    Loss,
+}
+
+/// The better direction of a [`Metric`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// More is better.
+    Max,
+    /// Less is better.
+    Min,
+}
+
+/// The rows: where they are, which columns count, how they are split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Data {
+    /// Where the rows are.
+    pub source: Source,
+    /// How they are written.
+    pub format: Format,
+    /// The column with the text.
+    pub text: String,
+    /// The column with the second text of a pair.
+    pub text_pair: Option<String>,
+    /// The column with the label.
+    pub label: String,
+    /// The column that names a row; without it the row's number in its source, from 0.
+    pub id: Option<String>,
+    /// How the parts that `source` does not give are cut out of the one it gives.
+    pub split: Split,
+}
+
+/// Where the rows are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The generator in kiln itself.
+    Sample,
+    /// One file or folder, to be split.
+    Path(PathBuf),
+    /// Parts given apart; those left out are split from `train`.
+    Parts {
+        /// Rows to train on.
+        train: PathBuf,
+        /// Rows to choose the best checkpoint on.
+        validation: Option<PathBuf>,
+        /// Rows that training never sees.
+        test: Option<PathBuf>,
+    },
+}
+
+/// How a source is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// By the file's extension; a folder is [`Format::Folders`].
+    Auto,
+    /// Comma-separated, with a header.
+    Csv,
+    /// Tab-separated, with a header.
+    Tsv,
+    /// One JSON object a line.
+    Jsonl,
+    /// Parquet.
+    Parquet,
+    /// A folder for each label, a text file for each row.
+    Folders,
+}
+
+/// Shares of the rows, each in 0..1 and together below 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Split {
+    /// The share that becomes the validation part, where `source` gives none.
+    pub validation: f64,
+    /// The share that becomes the test part, where `source` gives none.
+    pub test: f64,
+    /// The seed of the shuffle.
+    pub seed: u64,
+}
+
+/// One model to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// Its name, a folder in the run.
+    pub name: String,
+    /// Where it starts from.
+    pub origin: Origin,
+    /// Tokens kept of each text, special tokens included.
+    pub max_length: usize,
+    /// `[train]` with this model's `[model.train]` laid over it.
+    pub train: Train,
+}
+
+/// Where a model starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json.
+    Folder(PathBuf),
+    /// New weights and a tokenizer trained on the train part.
+    Scratch {
+        /// The architecture's `model_type`, as in a config.json.
+        architecture: String,
+        /// Keys of a config.json; those left out are the architecture's defaults.
+        config: serde_json::Map<String, serde_json::Value>,
+        /// Size of the tokenizer's vocabulary.
+        vocab_size: usize,
+    },
+}
+
+/// How one model is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Train {
+    /// Seed of weights, order and dropout.
+    pub seed: u64,
+    /// When training ends.
+    pub duration: Duration,
+    /// The global batch, in examples.
+    pub batch_size: usize,
+    /// Tokens that go through at once at most; splits the batch, changes no result.
+    pub micro_batch_tokens: usize,
+    /// Micro-batches a batch is split into at least.
+    pub gradient_accumulation_steps: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's first decay rate.
+    pub adam_beta1: f64,
+    /// AdamW's second decay rate.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// The global gradient norm is clipped to this; 0 is off.
+    pub max_grad_norm: f64,
+    /// How the learning rate goes after warm-up.
+    pub schedule: Schedule,
+    /// How long the learning rate rises.
+    pub warmup: Warmup,
+    /// Share of the target spread evenly over the labels.
+    pub label_smoothing: f64,
+    /// Weights of the labels in the loss.
+    pub class_weights: ClassWeights,
+    /// Dropout probability everywhere; `None` is the checkpoint's own.
+    pub dropout: Option<f64>,
+    /// Parameters whose names start with one of these stay as they are.
+    pub freeze: Vec<String>,
+    /// Each layer's learning rate is the next one's times this; 1 is off.
+    pub layer_lr_decay: f64,
+    /// When validation runs.
+    pub eval: Interval,
+    /// When a checkpoint is written.
+    pub save: Interval,
+    /// Newest checkpoints to keep, beside the best.
+    pub keep_checkpoints: usize,
+    /// Evaluations without a better one until training ends; 0 is off.
+    pub early_stopping_patience: usize,
+    /// CPU threads.
+    pub threads: usize,
+    /// An earlier run's model to start from, as `experiment/run_num/model`.
+    pub init_from: Option<String>,
+}
+
+/// When training ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duration {
+    /// After so many passes over the train part.
+    Epochs(u64),
+    /// After so many optimizer steps.
+    Steps(u64),
+}
+
+/// How the learning rate goes after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Down to 0 in a line.
+    Linear,
+    /// Down to 0 in half a cosine.
+    Cosine,
+    /// As it is.
+    Constant,
+}
+
+/// How long the learning rate rises from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Warmup {
+    /// A share of all steps.
+    Ratio(f64),
+    /// So many steps.
+    Steps(u64),
+}
+
+/// Weights of the labels in the loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassWeights {
+    /// All 1.
+    None,
+    /// `rows / (labels * rows of the label)`, scikit-learn's `balanced`.
+    Balanced,
+    /// By label; labels not named weigh 1.
+    Given(BTreeMap<String, f64>),
+}
+
+/// How often something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interval {
+    /// At the end of each epoch.
+    Epoch,
+    /// Every so many optimizer steps.
+    Steps(u64),
+}
+
+/// How models become ONNX files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The ONNX operator set.
+    pub opset: u32,
+}
+
+/// How exported models are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Infer {
+    /// Workers, each with one thread.
+    pub workers: usize,
+    /// Tokens in one batch at most, padding included.
+    pub max_tokens: usize,
+}

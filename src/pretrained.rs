@@ -1,1 +1,305 @@
-//! pretrained
+//! Hugging Face folders: config.json and model.safetensors, read into a model and written back so
+//! that transformers loads them.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use kiln_models::nn::{Graph, Inputs, LoadReport, Mode, NamedTensor, Packing, Parameter, Tensor};
+use kiln_models::{Built, Config as ModelConfig};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, View};
+use serde_json::{Map, Value as Json, json};
+
+pub use crate::data::Example;
+use crate::error::UserError;
+use crate::store;
+use crate::user_error;
+
+/// A sequence classifier with its labels.
+pub struct Classifier {
+    built: Built,
+    config: ModelConfig,
+    id2label: Vec<String>,
+}
+
+impl Classifier {
+    /// Reads a folder that a training wrote: every parameter must be there.
+    ///
+    /// # Errors
+    /// Files that are missing or do not fit the model, named.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let config = read_config(folder)?;
+        let id2label = id2label(&config).with_context(|| folder.join("config.json").display().to_string())?;
+        let classifier = Self::build(config, id2label, 0)?;
+        let report = classifier.load_weights(&folder.join("model.safetensors"))?;
+        if !report.new.is_empty() || !report.reshaped.is_empty() {
+            bail!(
+                "{}: lacks {}; it needs to be a folder that a training wrote",
+                folder.join("model.safetensors").display(),
+                report
+                    .new
+                    .iter()
+                    .chain(report.reshaped.iter().map(|(name, _)| name))
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+        }
+        Ok(classifier)
+    }
+
+    /// Starts a fine-tuning from a folder: its weights where it has them, fresh ones from `seed`
+    /// elsewhere, and a head for `labels`.
+    ///
+    /// # Errors
+    /// Files that are missing or do not fit the model, named.
+    pub fn pretrained(folder: &Path, labels: &[String], dropout: Option<f64>, seed: u64) -> Result<(Self, LoadReport)> {
+        let config = read_config(folder)?;
+        let classifier = Self::fresh(config, labels, dropout, seed)
+            .with_context(|| folder.join("config.json").display().to_string())?;
+        let report = classifier.load_weights(&folder.join("model.safetensors"))?;
+        Ok((classifier, report))
+    }
+
+    /// A new model from the keys of a config.json.
+    ///
+    /// # Errors
+    /// A config that the architecture cannot follow.
+    pub fn scratch(
+        architecture: &str,
+        config: &Map<String, Json>,
+        vocab_size: usize,
+        pad_token_id: u32,
+        labels: &[String],
+        dropout: Option<f64>,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut config = config.clone();
+        config.insert("model_type".into(), architecture.into());
+        config.insert("vocab_size".into(), vocab_size.into());
+        config.insert("pad_token_id".into(), pad_token_id.into());
+        Self::fresh(config, labels, dropout, seed)
+    }
+
+    fn fresh(mut config: ModelConfig, labels: &[String], dropout: Option<f64>, seed: u64) -> Result<Self> {
+        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
+        let architecture = kiln_models::architecture(model_type).map_err(|e| UserError(e.into()))?;
+        for key in dropout.iter().flat_map(|_| architecture.dropout_keys) {
+            config.insert((*key).into(), dropout.into());
+        }
+        let ids = labels.iter().enumerate();
+        config.insert("architectures".into(), json!([architecture.class_name]));
+        config.insert(
+            "id2label".into(),
+            ids.clone().map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into(),
+        );
+        config.insert("label2id".into(), ids.map(|(i, label)| (label.clone(), json!(i))).collect::<Map<_, _>>().into());
+        config.insert("problem_type".into(), "single_label_classification".into());
+        config.remove("num_labels");
+        config.remove("torch_dtype"); // transformers 4's name
+        config.insert("dtype".into(), "float32".into());
+        Self::build(config, labels.to_vec(), seed)
+    }
+
+    fn build(config: ModelConfig, id2label: Vec<String>, seed: u64) -> Result<Self> {
+        let built = kiln_models::build(&config, seed).map_err(|e| UserError(e.into()))?;
+        Ok(Self { built, config, id2label })
+    }
+
+    /// Reads the weights of a model.safetensors.
+    ///
+    /// # Errors
+    /// A file that is not safetensors, or a tensor whose shape does not fit.
+    pub fn load_weights(&self, file: &Path) -> Result<LoadReport> {
+        let read = || -> Result<LoadReport> {
+            let map = map(file)?;
+            let tensors = SafeTensors::deserialize(&map)?;
+            let names: Vec<String> = tensors.names().into_iter().map(str::to_owned).collect();
+            self.built.parameters.load(self.built.architecture.base_prefix, &names, |name| {
+                let view = tensors.tensor(name)?;
+                let data = to_f32(view.dtype(), view.data()).with_context(|| format!("tensor {name:?}"))?;
+                anyhow::Ok(NamedTensor { shape: view.shape().to_vec(), data })
+            })
+        };
+        read().with_context(|| file.display().to_string()).map_err(|e| UserError(e).into())
+    }
+
+    /// Writes config.json and model.safetensors; the tokenizer's files are the tokenizer's to write.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        store::write_json(&folder.join("config.json"), &self.config)?;
+        self.save_weights(&folder.join("model.safetensors"))
+    }
+
+    /// Writes model.safetensors.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn save_weights(&self, file: &Path) -> Result<()> {
+        write_safetensors(file, self.built.parameters.iter().map(|p| (p.name().to_owned(), Stored::Parameter(p))))
+    }
+
+    /// The forward, and the parameters it reads.
+    pub fn built(&self) -> &Built {
+        &self.built
+    }
+
+    /// The labels, by id.
+    pub fn id2label(&self) -> &[String] {
+        &self.id2label
+    }
+
+    /// The input columns that the model reads, in order.
+    pub fn input_names(&self) -> &'static [&'static str] {
+        self.built.architecture.inputs
+    }
+
+    /// The longest sequence that the model can read.
+    ///
+    /// # Errors
+    /// A config that the architecture cannot follow.
+    pub fn max_positions(&self) -> Result<usize> {
+        Ok((self.built.architecture.max_positions)(&self.config)?)
+    }
+
+    /// The model as an ONNX graph.
+    ///
+    /// # Errors
+    /// What an op's ONNX form refuses.
+    pub fn graph(&self) -> Result<Graph> {
+        Ok(kiln_models::capture(&self.built, &self.config)?)
+    }
+
+    /// A packed batch of `examples`, keyed by `example_ids`, as the forward reads it.
+    ///
+    /// # Errors
+    /// An empty example.
+    pub fn inputs(&self, examples: &[Example<'_>], example_ids: Vec<u64>, mode: Mode) -> Result<Inputs> {
+        let mut offsets = vec![0u32];
+        let (mut ids, mut types) = (Vec::new(), Vec::new());
+        for example in examples {
+            ids.extend(example.input_ids.iter().map(|&id| id as u32));
+            match example.token_type_ids {
+                Some(segments) => types.extend(segments.iter().map(|&id| id as u32)),
+                None => types.resize(ids.len(), 0),
+            }
+            offsets.push(ids.len() as u32);
+        }
+        let packing = Packing::new(offsets, example_ids)?;
+        Ok(Inputs::packed(packing, vec![("input_ids", ids), ("token_type_ids", types)], mode)?)
+    }
+
+    /// The logits of `examples`, in order, by the packed fp32 forward without dropout.
+    ///
+    /// # Errors
+    /// An id that the vocabulary does not have, or an example longer than the model can read.
+    pub fn logits(&self, examples: &[Example<'_>]) -> Result<Vec<Vec<f32>>> {
+        let inputs = self.inputs(examples, (0..examples.len() as u64).collect(), Mode::Evaluate)?;
+        rows(&self.built.model.forward(&inputs)?)
+    }
+}
+
+/// The rows of a `[rows, columns]` value.
+///
+/// # Errors
+/// A symbol has none.
+pub fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>> {
+    Ok(tensor.data()?.to_vec2::<f32>()?)
+}
+
+fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let file = folder.join("config.json");
+    if !folder.is_dir() {
+        return Err(user_error!(
+            "{}: is no folder; a model's path needs config.json and model.safetensors in it",
+            folder.display()
+        ));
+    }
+    store::read_json(&file).map_err(|e| UserError(e).into())
+}
+
+/// The labels of a config.json, by id.
+fn id2label(config: &ModelConfig) -> Result<Vec<String>> {
+    let table = config.get("id2label").and_then(Json::as_object).context("id2label is missing")?;
+    let label = |i: usize| table.get(&i.to_string()).and_then(Json::as_str).map(str::to_owned);
+    (0..table.len()).map(|i| label(i).with_context(|| format!("id2label has no label for {i}"))).collect()
+}
+
+/// Opens a file for reading through memory.
+pub(crate) fn map(file: &Path) -> Result<Mmap> {
+    let opened = File::open(file)?;
+    // SAFETY: the files of a run and of a model folder are replaced by rename, never written in place.
+    Ok(unsafe { Mmap::map(&opened)? })
+}
+
+/// Elements as f32.
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16); // bf16 is the upper half of an f32
+    Ok(match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| wide(u16::from_le_bytes([b[0], b[1]]))).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F64 => bytes
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+            .collect(),
+        other => bail!("dtype {other:?} is not supported; F32, F16, BF16 and F64 are"),
+    })
+}
+
+/// What a safetensors file is written from.
+pub(crate) enum Stored<'a> {
+    /// A parameter's values.
+    Parameter(&'a Parameter),
+    /// A flat vector.
+    Flat(&'a [f32]),
+}
+
+impl Stored<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Parameter(parameter) => parameter.range().len(),
+            Self::Flat(values) => values.len(),
+        }
+    }
+}
+
+struct StoredView<'a>(Vec<usize>, Stored<'a>);
+
+impl View for StoredView<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.0
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        Cow::Owned(match &self.1 {
+            Stored::Parameter(parameter) => bytes(&parameter.to_vec()),
+            Stored::Flat(values) => bytes(values),
+        })
+    }
+    fn data_len(&self) -> usize {
+        self.1.len() * 4
+    }
+}
+
+/// Writes a safetensors file by temporary name, fsync and rename.
+pub(crate) fn write_safetensors<'a>(file: &Path, tensors: impl Iterator<Item = (String, Stored<'a>)>) -> Result<()> {
+    let views = tensors.map(|(name, stored)| {
+        let shape = match &stored {
+            Stored::Parameter(parameter) => parameter.shape().to_vec(),
+            Stored::Flat(values) => vec![values.len()],
+        };
+        (name, StoredView(shape, stored))
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]); // transformers asks for it
+    let bytes = safetensors::serialize(views, Some(metadata)).with_context(|| file.display().to_string())?;
+    store::write_bytes(file, &bytes)
+}

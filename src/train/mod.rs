@@ -1,1 +1,30 @@
-//! train
+//! Training: [`Trainer::fit`] is the loop, read it first.
+//!
+//! | file | what |
+//! |---|---|
+//! | `job` | one model: its origin, its training, its folder |
+//! | `trainer` | the loop: micro-batches, the gate at its start, the guard against NaN, evaluation, checkpoints |
+//! | `optimizer` | AdamW's groups and moments |
+//! | `schedule` | learning-rate factors |
+//! | `loss` | class weights |
+//! | `evaluate` | a pass over a part without gradients |
+//! | `checkpoint` | folders that a run resumes from to the same bits |
+//! | `signals` | SIGINT and SIGTERM |
+
+mod checkpoint;
+mod evaluate;
+mod job;
+mod loss;
+mod optimizer;
+mod schedule;
+mod signals;
+mod trainer;
+
+pub use checkpoint::{Best, Checkpoints, State};
+pub use evaluate::{Evaluated, evaluate};
+pub use job::{Job, Start};
+pub use loss::class_weights;
+pub use optimizer::Optimizer;
+pub use schedule::Schedule;
+pub use signals::{Signal, Signals};
+pub use trainer::{Outcome, Trainer};

@@ -1,0 +1,106 @@
+//! Scaled dot-product attention (Vaswani et al., 2017) over packed sequences: no padding anywhere,
+//! and memory linear in length, since backward computes the probabilities again from the
+//! log-sum-exp that forward keeps (Dao et al., 2022).
+
+use kiln_kernels::{Packing, attention};
+
+use super::inputs::SequencesKind;
+use super::op::apply;
+use super::{Attribute, Data, Dropout, Gradients, Graph, Op, Sequences, Shape, Symbol, Tensor};
+use crate::{Error, Result};
+
+/// Attention of each token to all tokens of its sequence, head by head.
+#[derive(Clone)]
+pub struct Attention {
+    heads: usize,
+    head_dim: usize,
+    dropout: Dropout,
+}
+
+impl Attention {
+    /// Attention with `heads` heads of `head_dim`, scores scaled by `1 / sqrt(head_dim)`, and
+    /// dropout on the probabilities.
+    pub fn new(heads: usize, head_dim: usize, dropout: Dropout) -> Self {
+        Self { heads, head_dim, dropout }
+    }
+
+    /// `softmax(q kᵀ / sqrt(head_dim)) v`; all are `[tokens, heads · head_dim]`.
+    ///
+    /// # Errors
+    /// Shapes that differ.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        let over = match &sequences.kind {
+            SequencesKind::Packed { packing, .. } => Over::Packed(packing.clone(), sequences.dropout(&self.dropout)),
+            SequencesKind::Symbolic { .. } => Over::Mask(sequences.additive_mask()?),
+        };
+        apply(Attend { heads: self.heads, head_dim: self.head_dim, over }, &[q, k, v])
+    }
+}
+
+enum Over {
+    Packed(Packing, Option<kiln_kernels::Dropout>),
+    Mask(String),
+}
+
+struct Attend {
+    heads: usize,
+    head_dim: usize,
+    over: Over,
+}
+
+impl Attend {
+    fn packed(&self) -> Result<(&Packing, Option<&kiln_kernels::Dropout>, f32)> {
+        match &self.over {
+            Over::Packed(packing, dropout) => Ok((packing, dropout.as_ref(), (self.head_dim as f32).sqrt().recip())),
+            Over::Mask(_) => Err(Error::Input("symbolic sequences have no packing".into())),
+        }
+    }
+}
+
+impl Op for Attend {
+    type Saved = [Data; 5]; // q, k, v, the output, log-sum-exp [heads, tokens]
+
+    fn forward(&self, xs: &[&Data]) -> Result<(Data, Self::Saved)> {
+        let (q, k, v) = (xs[0], xs[1], xs[2]);
+        let (packing, dropout, scale) = self.packed()?;
+        let (out, lse) = attention::forward(q, k, v, packing, self.heads, scale, dropout)?;
+        Ok((out.clone(), [q.clone(), k.clone(), v.clone(), out, lse]))
+    }
+
+    fn backward(&self, [q, k, v, out, lse]: Self::Saved, dy: Data, gradients: &mut Gradients<'_>) -> Result<()> {
+        let (packing, dropout, scale) = self.packed()?;
+        let (dq, dk, dv) = attention::backward(&q, &k, &v, &out, &lse, &dy, packing, self.heads, scale, dropout)?;
+        gradients.add(0, dq)?;
+        gradients.add(1, dk)?;
+        gradients.add(2, dv)
+    }
+
+    fn shape(&self, xs: &[&Shape]) -> Result<Shape> {
+        Ok(xs[0].clone())
+    }
+
+    /// The exact pattern that ONNX Runtime's attention fusion looks for.
+    fn onnx(&self, g: &mut Graph, xs: &[&Symbol]) -> Result<String> {
+        let Over::Mask(mask) = &self.over else {
+            return Err(Error::Input("packed sequences cannot be captured".into()));
+        };
+        let (heads, dim) = (self.heads as i64, self.head_dim as i64);
+        let split = g.ints("split", &[0, 0, heads, dim]);
+        let mut head = |x: &Symbol, perm: [i64; 4]| {
+            let x = g.node("Reshape", &[&x.name, &split], &[]); // [batch, sequence, heads, head_dim]
+            g.node("Transpose", &[&x], &[("perm", Attribute::Ints(perm.to_vec()))])
+        };
+        let q = head(xs[0], [0, 2, 1, 3]); // [batch, heads, sequence, head_dim]
+        let k = head(xs[1], [0, 2, 3, 1]); // [batch, heads, head_dim, sequence]
+        let v = head(xs[2], [0, 2, 1, 3]);
+        let scores = g.node("MatMul", &[&q, &k], &[]);
+        let root = g.scalar("root", (self.head_dim as f32).sqrt());
+        let scores = g.node("Div", &[&scores, &root], &[]);
+        let scores = g.node("Add", &[&scores, mask], &[]);
+        let probabilities = g.node("Softmax", &[&scores], &[("axis", Attribute::Int(3))]);
+        let out = g.node("MatMul", &[&probabilities, &v], &[]); // [batch, heads, sequence, head_dim]
+        let out = g.node("Transpose", &[&out], &[("perm", Attribute::Ints(vec![0, 2, 1, 3]))]);
+        let join = g.ints("join", &[0, 0, heads * dim]);
+        Ok(g.node("Reshape", &[&out, &join], &[]))
+    }
+}

@@ -1,0 +1,45 @@
+//! The parts that models are made of: a closed set of ops, one a file, over a [`Tensor`] that is
+//! either computed now or a node of the graph being captured.
+//!
+//! | file | what |
+//! |---|---|
+//! | `tensor` | [`Tensor`]: a [`Value`] (a candle tensor and its place on the tape) or a [`Symbol`] |
+//! | `op` | [`Op`] and `apply`, the only place where the two part ways |
+//! | `tape` | what was done, and backward through it |
+//! | `parameters` | [`Parameters`]: flat values and gradients; [`Builder`] declares them |
+//! | `inputs` | [`Inputs`] and [`Sequences`]: packed batches, or `[batch, sequence]` under capture |
+//! | `graph` | [`Graph`]: standard-opset nodes that export writes |
+
+mod attention;
+mod dropout;
+mod embedding;
+mod gelu;
+mod graph;
+mod inputs;
+mod layer_norm;
+mod linear;
+mod op;
+mod parameters;
+mod pooling;
+mod tanh;
+mod tape;
+mod tensor;
+
+pub use attention::Attention;
+pub use dropout::Dropout;
+pub use embedding::{Embedding, embed};
+pub use gelu::gelu;
+pub use graph::{Attribute, Graph, Initializer, InitializerData, Input, Node, Output, capture};
+pub use inputs::{Ids, Inputs, Mode, Sequences};
+pub use kiln_kernels::Packing;
+pub use layer_norm::LayerNorm;
+pub use linear::Linear;
+pub use op::Op;
+pub use parameters::{Builder, Init, LoadReport, NamedTensor, Parameter, Parameters};
+pub use pooling::first_token;
+pub use tanh::tanh;
+pub use tape::{Gradients, Tape};
+pub use tensor::{Dim, Shape, Symbol, Tensor, Value};
+
+/// The data of a value: a contiguous f32 candle tensor.
+pub type Data = candle_core::Tensor;

@@ -1,0 +1,38 @@
+//! The hyperbolic tangent.
+
+use kiln_kernels::tanh as kernel;
+
+use super::op::apply;
+use super::{Data, Gradients, Graph, Op, Shape, Symbol, Tensor};
+use crate::Result;
+
+/// `tanh(x)`, element by element.
+///
+/// # Errors
+/// A kernel's.
+pub fn tanh(x: &Tensor) -> Result<Tensor> {
+    apply(Tanh, &[x])
+}
+
+struct Tanh;
+
+impl Op for Tanh {
+    type Saved = Data; // the output
+
+    fn forward(&self, xs: &[&Data]) -> Result<(Data, Data)> {
+        let y = kernel::forward(xs[0])?;
+        Ok((y.clone(), y))
+    }
+
+    fn backward(&self, y: Data, dy: Data, gradients: &mut Gradients<'_>) -> Result<()> {
+        gradients.add(0, kernel::backward(&y, dy)?)
+    }
+
+    fn shape(&self, xs: &[&Shape]) -> Result<Shape> {
+        Ok(xs[0].clone())
+    }
+
+    fn onnx(&self, g: &mut Graph, xs: &[&Symbol]) -> Result<String> {
+        Ok(g.node("Tanh", &[&xs[0].name], &[]))
+    }
+}

@@ -1,0 +1,138 @@
+//! `kiln train`: the whole way, or up to a stage.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{check, prepare};
+use crate::cli::{Options, Stage, Train};
+use crate::config::{self, Config};
+use crate::data::{self, Part, Snapshot};
+use crate::export::export_model;
+use crate::infer::{Runtime, Setting, runtime};
+use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
+use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
+
+/// Prepares, trains, exports with a certificate, tests, and prints the table.
+///
+/// # Errors
+/// The user's, of the file and the data; and whatever stops a stage. The run says `failed` then, and
+/// goes on from its last checkpoint when it is started again.
+pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
+    let config = Config::load(args.experiment.file.as_deref(), &options.overrides())?;
+    check::check(&config, args.data.as_deref())?;
+    let runtime = match args.stop_after {
+        Some(Stage::Prepare | Stage::Train) => None,
+        None | Some(Stage::Export) => Some(runtime::ensure(options.offline)?), // now, not after an hour of training
+    };
+    let experiment = Experiment::new(&config.root, &config.name);
+    let snapshot = match &args.data {
+        Some(dir) => Snapshot::open(dir)?,
+        None => data::prepare(&config.data, &experiment.data_dir())?,
+    };
+    if args.stop_after == Some(Stage::Prepare) {
+        return prepare::encode_and_print(&config, &snapshot, options);
+    }
+
+    let choice = match (&args.resume, args.new) {
+        (Some(reference), _) => Choice::Resume(store::find(Some(reference), &config.root)?),
+        (None, true) => Choice::New,
+        (None, false) => Choice::Auto,
+    };
+    let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), &choice)?;
+    let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, options };
+    pipeline.announce(resumed)?;
+    match pipeline.go(runtime, args.stop_after) {
+        Ok(None) => {
+            run.finish(Status::Finished)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(Some(signal)) => {
+            run.finish(Status::Interrupted)?;
+            Ok(ExitCode::from(signal.exit_code()))
+        }
+        Err(error) => {
+            run.finish(Status::Failed)?;
+            Err(error)
+        }
+    }
+}
+
+/// The stages after preparation, for every model of the run.
+struct Pipeline<'a> {
+    config: &'a Config,
+    snapshot: &'a Snapshot,
+    run: &'a Run,
+    options: &'a Options,
+}
+
+impl Pipeline<'_> {
+    /// Says which run this is, and from where it goes on.
+    fn announce(&self, resumed: bool) -> Result<()> {
+        let reference = self.run.reference();
+        let unfinished = self.config.models.iter().find(|model| !self.run.model(&model.name).statistics_json().exists());
+        let step = match unfinished {
+            Some(model) => Checkpoints::new(self.run.model(&model.name).checkpoints(), 1).steps()?.last().copied(),
+            None => None,
+        };
+        match (resumed, unfinished, step) {
+            (true, Some(_), step) => self.say(&format!("resuming {reference} at step {}", step.unwrap_or(0))),
+            (true, None, _) => self.say(&format!("resuming {reference} after training")),
+            (false, ..) => self.say(&format!("run {reference} in {}", self.run.dir().display())),
+        }
+        Ok(())
+    }
+
+    /// Does what the run still lacks; a signal ends it early.
+    fn go(&self, runtime: Option<&Runtime>, stop_after: Option<Stage>) -> Result<Option<Signal>> {
+        let signals = Signals::listen()?;
+        for model in &self.config.models {
+            let files = self.run.model(&model.name);
+            if !files.statistics_json().exists()
+                && let Some(signal) = self.train(model, &files, &signals)?
+            {
+                return Ok(Some(signal));
+            }
+        }
+        let Some(runtime) = runtime else { return Ok(None) };
+        let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
+        let setting = Setting { runtime, run: self.run, config, snapshot, quiet };
+        for model in &self.config.models {
+            if !self.run.model(&model.name).export_json().exists() {
+                let certificate = export_model(&setting, model)?;
+                self.say(&format!("exported {}", super::export::line(&model.name, &certificate)));
+            }
+        }
+        if stop_after.is_some() {
+            return Ok(None);
+        }
+        if !snapshot.has(Part::Test) {
+            self.say("the snapshot has no test part: nothing is tested");
+            return Ok(None);
+        }
+        super::infer::test_and_print(&setting, &self.config.models, self.options)?;
+        Ok(None)
+    }
+
+    fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
+        let job = Job { config: self.config, model, snapshot: self.snapshot, files, quiet: self.options.quiet };
+        let outcome = job.train(signals, |evaluation| super::print(&evaluation.to_string()))?;
+        match outcome {
+            Outcome::Finished(_) => Ok(None),
+            Outcome::Interrupted(signal, step) => {
+                self.say(&format!(
+                    "{}: checkpoint of step {step} written; the same command resumes {}",
+                    signal.name,
+                    self.run.reference()
+                ));
+                Ok(Some(signal))
+            }
+        }
+    }
+
+    fn say(&self, message: &str) {
+        if !self.options.quiet {
+            eprintln!("{message}");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Texts to token ids: in parallel, in order, into folders that Python's `datasets.load_from_disk`
+//! opens and [`Dataset`] maps into memory.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use arrow_array::builder::{Int8Builder, Int32Builder, ListBuilder};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{DataType, Field, Schema};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
+
+use super::card::{EncodingCard, Lengths};
+use super::snapshot::{publish, read_json, stage, write_json};
+use super::{Dataset, Part, Snapshot, Tokenizer, short_hash};
+use crate::user_error;
+
+/// Part of every encoding's hash: what the same tokenizer makes of the same rows has changed where
+/// this has.
+const VERSION: u32 = 1;
+
+/// Rows in a record batch, as `datasets` has them.
+const BATCH: usize = 1000;
+
+/// The file in each folder; `datasets` names it so.
+const DATA_FILE: &str = "data-00000-of-00001.arrow";
+
+/// One row as token ids, special tokens included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Ids in the tokenizer's vocabulary.
+    pub input_ids: Vec<i32>,
+    /// 0 in the first text, 1 in the second of a pair.
+    pub token_type_ids: Vec<i8>,
+    /// Tokens before truncation, special tokens included.
+    pub untruncated: usize,
+}
+
+/// Encoded parts of a snapshot.
+#[derive(Clone, Debug)]
+pub struct Encoding {
+    hash: String,
+    parts: Vec<(Part, PathBuf, EncodingCard)>,
+}
+
+impl Encoding {
+    /// Names tokenizer, `max_length` and inputs; the folder's name.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The rows of a part, mapped into memory.
+    ///
+    /// # Errors
+    /// The part was not encoded; its file is not what was written.
+    pub fn dataset(&self, part: Part) -> Result<Dataset> {
+        let (_, dir, card) = self.part(part)?;
+        let dataset = Dataset::open(dir)?;
+        if dataset.len() != card.rows {
+            bail!(
+                "{} holds {} rows, its card.json says {}; delete the folder",
+                dir.display(),
+                dataset.len(),
+                card.rows
+            );
+        }
+        Ok(dataset)
+    }
+
+    /// Lengths and truncation of a part.
+    ///
+    /// # Errors
+    /// The part was not encoded.
+    pub fn card(&self, part: Part) -> Result<&EncodingCard> {
+        Ok(&self.part(part)?.2)
+    }
+
+    fn part(&self, part: Part) -> Result<&(Part, PathBuf, EncodingCard)> {
+        self.parts.iter().find(|(of, ..)| *of == part).ok_or_else(|| anyhow!("the {part} part was not encoded"))
+    }
+}
+
+impl Snapshot {
+    /// Encodes parts with `tokenizer`, or finds them encoded. `inputs` are the columns, in the
+    /// model's order: `input_ids`, `token_type_ids`, `attention_mask`.
+    ///
+    /// # Errors
+    /// The user's: a part that is not here, a `max_length` that special tokens fill up. Files that
+    /// cannot be read or written; of a part that fails nothing is left behind.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        inputs: &[&str],
+        parts: &[Part],
+        threads: usize,
+    ) -> Result<Encoding> {
+        let mut digest = Sha256::new();
+        digest.update(serde_json::to_vec(&(VERSION, tokenizer.hash(), max_length, inputs))?);
+        let hash = short_hash(digest);
+        let mut encoding = Encoding { hash, parts: Vec::new() };
+        for &part in parts {
+            let dir = self.encoding_dir(&encoding.hash, part);
+            if !dir.exists() {
+                let encode = PartEncoder { snapshot: self, tokenizer, max_length, inputs, part, threads };
+                let staged = stage(&dir)?;
+                encode.write(staged.path(), &encoding.hash)?;
+                publish(staged, &dir)?;
+            }
+            let card = read_json(&dir.join("card.json"))?;
+            encoding.parts.push((part, dir, card));
+        }
+        Ok(encoding)
+    }
+}
+
+/// Encodes texts, or pairs of them, in order.
+///
+/// # Errors
+/// The user's, where special tokens fill up `max_length`; a text that the tokenizer fails on.
+pub fn encode_texts(
+    tokenizer: &Tokenizer,
+    rows: &[(&str, Option<&str>)],
+    max_length: usize,
+    threads: usize,
+) -> Result<Vec<Encoded>> {
+    Encoder::new(tokenizer, max_length, threads)?.encode(rows)
+}
+
+/// A tokenizer that truncates, and threads for it.
+struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    truncating: tokenizers::Tokenizer,
+    max_length: usize,
+    pool: rayon::ThreadPool,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(tokenizer: &'a Tokenizer, max_length: usize, threads: usize) -> Result<Self> {
+        let mut truncating = tokenizer.inner.clone();
+        let truncation = TruncationParams {
+            max_length,
+            strategy: TruncationStrategy::LongestFirst,
+            direction: TruncationDirection::Right,
+            stride: 0,
+        };
+        truncating.with_truncation(Some(truncation)).map_err(|e| anyhow!("{e}"))?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        Ok(Self { tokenizer, truncating, max_length, pool })
+    }
+
+    fn encode(&self, rows: &[(&str, Option<&str>)]) -> Result<Vec<Encoded>> {
+        let paired = rows.iter().any(|(_, pair)| pair.is_some());
+        let added = self.tokenizer.added_tokens(paired);
+        let texts = if paired { 2 } else { 1 };
+        if self.max_length < added + texts {
+            return Err(user_error!(
+                "max_length = {} leaves no room for text beside {added} special tokens: needs {}",
+                self.max_length,
+                added + texts
+            ));
+        }
+        self.pool.install(|| rows.par_iter().map(|&(text, pair)| self.encode_one(text, pair)).collect())
+    }
+
+    fn encode_one(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
+        // Each text by itself and whole first: so the length before truncation is known.
+        let whole = |text: &str| self.tokenizer.inner.encode_fast(text, false);
+        let failed = |e| anyhow!("the tokenizer fails on {:?}…: {e}", text.chars().take(40).collect::<String>());
+        let first = whole(text).map_err(failed)?;
+        let second = pair.map(whole).transpose().map_err(failed)?;
+        let untruncated = first.len()
+            + second.as_ref().map_or(0, |second| second.len())
+            + self.tokenizer.added_tokens(pair.is_some());
+        let encoding = self.truncating.post_process(first, second, true).map_err(failed)?;
+        Ok(Encoded {
+            input_ids: encoding.get_ids().iter().map(|&id| id as i32).collect(),
+            token_type_ids: encoding.get_type_ids().iter().map(|&id| id as i8).collect(),
+            untruncated,
+        })
+    }
+}
+
+/// One part on its way into its folder.
+struct PartEncoder<'a> {
+    snapshot: &'a Snapshot,
+    tokenizer: &'a Tokenizer,
+    max_length: usize,
+    inputs: &'a [&'a str],
+    part: Part,
+    threads: usize,
+}
+
+impl PartEncoder<'_> {
+    fn write(&self, folder: &Path, hash: &str) -> Result<()> {
+        let rows = self.snapshot.rows(self.part)?;
+        let encoder = Encoder::new(self.tokenizer, self.max_length, self.threads)?;
+        let features = self.features()?;
+        let schema = Arc::new(self.schema(&features)?);
+        let path = folder.join(DATA_FILE);
+        let cannot = || format!("cannot write {}", path.display());
+        let mut writer = StreamWriter::try_new(BufWriter::new(File::create(&path).with_context(cannot)?), &schema)?;
+        let mut lengths = Vec::with_capacity(rows.len());
+        // Enough rows at once to keep the threads busy, few enough to hold.
+        for rows in rows.chunks(16 * BATCH) {
+            let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
+            let encoded = encoder.encode(&texts)?;
+            lengths.extend(encoded.iter().map(|row| row.untruncated));
+            let labels = rows.iter().map(|row| self.label(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
+            for (encoded, labels) in encoded.chunks(BATCH).zip(labels.chunks(BATCH)) {
+                let batch = RecordBatch::try_new(schema.clone(), self.columns(encoded, labels)?)?;
+                writer.write(&batch).with_context(cannot)?;
+            }
+        }
+        writer.finish().with_context(cannot)?;
+        writer.into_inner()?.into_inner().map_err(|e| e.into_error()).with_context(cannot)?;
+
+        let mut fingerprint = Sha256::new();
+        fingerprint.update(format!("{}/{hash}/{}", self.snapshot.hash(), self.part));
+        write_json(
+            &folder.join("state.json"),
+            &json!({
+                "_data_files": [{ "filename": DATA_FILE }],
+                "_fingerprint": short_hash(fingerprint),
+                "_format_columns": null,
+                "_format_kwargs": {},
+                "_format_type": null,
+                "_output_all_columns": false,
+                "_split": self.part,
+            }),
+        )?;
+        write_json(
+            &folder.join("dataset_info.json"),
+            &json!({ "citation": "", "description": "", "features": features, "homepage": "", "license": "" }),
+        )?;
+        let card = EncodingCard {
+            rows: rows.len(),
+            tokenizer: self.tokenizer.hash().to_owned(),
+            max_length: self.max_length,
+            inputs: self.inputs.iter().map(|&input| input.to_owned()).collect(),
+            truncated: lengths.iter().filter(|&&length| length > self.max_length).count(),
+            tokens: Lengths::new(lengths),
+        };
+        write_json(&folder.join("card.json"), &card)
+    }
+
+    fn label(&self, label: Option<&str>) -> Result<i64> {
+        let label = label.unwrap_or_default();
+        let id = self.snapshot.label_id(label).ok_or_else(|| anyhow!("label {label:?} is not in id2label.json"))?;
+        Ok(id.into())
+    }
+
+    /// The columns as `datasets` describes them.
+    fn features(&self) -> Result<Value> {
+        let mut features = serde_json::Map::new();
+        for &input in self.inputs {
+            let dtype = match input {
+                "input_ids" => "int32",
+                "token_type_ids" | "attention_mask" => "int8",
+                other => {
+                    bail!("no encoding makes the input {other:?}: there are input_ids, token_type_ids, attention_mask")
+                }
+            };
+            // `Sequence` is what every version of `datasets` reads.
+            features.insert(
+                input.to_owned(),
+                json!({ "feature": { "dtype": dtype, "_type": "Value" }, "_type": "Sequence" }),
+            );
+        }
+        features.insert("labels".to_owned(), json!({ "names": self.snapshot.labels(), "_type": "ClassLabel" }));
+        Ok(features.into())
+    }
+
+    fn schema(&self, features: &Value) -> Result<Schema> {
+        let list = |of| DataType::List(Arc::new(Field::new("item", of, true)));
+        let mut fields: Vec<Field> = self
+            .inputs
+            .iter()
+            .map(|&input| {
+                Field::new(input, list(if input == "input_ids" { DataType::Int32 } else { DataType::Int8 }), true)
+            })
+            .collect();
+        fields.push(Field::new("labels", DataType::Int64, true));
+        let info = serde_json::to_string(&json!({ "info": { "features": features } }))?;
+        Ok(Schema::new(fields).with_metadata(std::collections::HashMap::from([("huggingface".to_owned(), info)])))
+    }
+
+    fn columns(&self, rows: &[Encoded], labels: &[i64]) -> Result<Vec<ArrayRef>> {
+        let bytes = |of: &dyn Fn(&mut Int8Builder, &Encoded)| -> ArrayRef {
+            let mut list = ListBuilder::new(Int8Builder::new());
+            for row in rows {
+                of(list.values(), row);
+                list.append(true);
+            }
+            Arc::new(list.finish())
+        };
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        for &input in self.inputs {
+            columns.push(match input {
+                "input_ids" => {
+                    let mut list = ListBuilder::new(Int32Builder::new());
+                    for row in rows {
+                        list.values().append_slice(&row.input_ids);
+                        list.append(true);
+                    }
+                    Arc::new(list.finish())
+                }
+                "token_type_ids" => bytes(&|list, row| list.append_slice(&row.token_type_ids)),
+                _ => bytes(&|list, row| list.append_value_n(1, row.input_ids.len())),
+            });
+        }
+        columns.push(Arc::new(Int64Array::from(labels.to_vec())));
+        Ok(columns)
+    }
+}

@@ -1,0 +1,37 @@
+//! Whose fault an error is, which decides the exit code.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// An error that the user can put right: a mistake in the experiment file, the data or the command
+/// line. `kiln` ends with 2 where one stands anywhere in the chain, with 1 otherwise.
+///
+/// `return Err(user_error!("…"))` makes one from a message; `.map_err(UserError)` marks what an
+/// `anyhow::Result` says.
+#[derive(Debug)]
+pub struct UserError(pub anyhow::Error);
+
+impl fmt::Display for UserError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for UserError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// An `anyhow::Error` that is the user's to put right, from a format string.
+#[macro_export]
+macro_rules! user_error {
+    ($($message:tt)+) => {
+        ::anyhow::Error::new($crate::error::UserError(::anyhow::anyhow!($($message)+)))
+    };
+}
+
+/// 2 where the user can put the error right, 1 otherwise.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    ExitCode::from(if error.chain().any(|cause| cause.is::<UserError>()) { 2 } else { 1 })
+}

@@ -1,0 +1,133 @@
+//! Checkpoints: all that a run needs to go on to the same bits, in a folder that appears whole.
+//!
+//! `checkpoints/<step>/` holds model.safetensors, optimizer.safetensors (both moments) and
+//! state.json. The sampler's cursor and dropout's bits follow from the step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::Optimizer;
+use crate::pretrained::{Classifier, Stored, map, write_safetensors};
+use crate::store;
+
+/// Where a training stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// Evaluations since then.
+    pub evaluations_without_gain: usize,
+    /// The sum of the weighted losses since then.
+    pub loss_sum: f64,
+    /// The sum of their weights.
+    pub loss_weight: f64,
+    /// Whether early stopping has ended the training.
+    pub stopped_early: bool,
+}
+
+/// The best evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step, which has a checkpoint.
+    pub step: u64,
+    /// The objective's figure there.
+    pub value: f64,
+}
+
+/// The checkpoints of one model.
+pub struct Checkpoints {
+    folder: PathBuf,
+    keep: usize,
+}
+
+impl Checkpoints {
+    /// Checkpoints in `folder`, of which the last `keep` and the best stay.
+    pub fn new(folder: PathBuf, keep: usize) -> Self {
+        Self { folder, keep }
+    }
+
+    /// The folder of a step's checkpoint.
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(step.to_string())
+    }
+
+    /// The steps that have a checkpoint, ascending.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).with_context(|| self.folder.display().to_string()),
+        };
+        let mut steps = Vec::new();
+        for entry in entries {
+            let name = entry.with_context(|| self.folder.display().to_string())?.file_name();
+            steps.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Writes the checkpoint of `state.step`, then drops those that need not stay.
+    ///
+    /// # Errors
+    /// What the file system says; the checkpoints before it are untouched then.
+    pub fn save(&self, state: &State, classifier: &Classifier, optimizer: &Optimizer) -> Result<()> {
+        let path = self.path(state.step);
+        if !path.exists() {
+            let staged = store::stage(&path)?;
+            classifier.save_weights(&staged.path().join("model.safetensors"))?;
+            let elements = classifier.built().parameters.elements();
+            let moments = [("exp_avg", &optimizer.exp_avg), ("exp_avg_sq", &optimizer.exp_avg_sq)]
+                .map(|(name, buffer)| (name, buffer.read(0..elements)));
+            let stored = moments.iter().map(|(name, values)| ((*name).to_owned(), Stored::Flat(values)));
+            write_safetensors(&staged.path().join("optimizer.safetensors"), stored)?;
+            store::write_json(&staged.path().join("state.json"), state)?;
+            store::publish(staged, &path)?;
+        }
+        let best = state.best.map(|best| best.step);
+        let steps = self.steps()?;
+        let old = steps.iter().rev().skip(self.keep.max(1)).filter(|&&step| Some(step) != best);
+        for path in old.map(|&step| self.path(step)) {
+            store::remove_dir(&path)?;
+        }
+        Ok(())
+    }
+
+    /// The newest checkpoint's state, with the weights and moments put where they belong.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read, named.
+    pub fn resume(&self, classifier: &Classifier, optimizer: &mut Optimizer) -> Result<Option<State>> {
+        let Some(&step) = self.steps()?.last() else { return Ok(None) };
+        let path = self.path(step);
+        classifier.load_weights(&path.join("model.safetensors"))?;
+        load_moments(&path.join("optimizer.safetensors"), classifier, optimizer)?;
+        Ok(Some(store::read_json(&path.join("state.json"))?))
+    }
+}
+
+fn load_moments(file: &Path, classifier: &Classifier, optimizer: &mut Optimizer) -> Result<()> {
+    let mut read = || -> Result<()> {
+        let bytes = map(file)?;
+        let tensors = SafeTensors::deserialize(&bytes)?;
+        let elements = classifier.built().parameters.elements();
+        for (name, buffer) in [("exp_avg", &mut optimizer.exp_avg), ("exp_avg_sq", &mut optimizer.exp_avg_sq)] {
+            let values = tensors.tensor(name)?;
+            ensure!(values.shape() == [elements], "{name} is {:?}, the model needs [{elements}]", values.shape());
+            let values: Vec<f32> =
+                values.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            buffer.write(0, &values);
+        }
+        Ok(())
+    };
+    read().with_context(|| format!("{}: cannot resume from it", file.display()))
+}

@@ -1,0 +1,127 @@
+//! One model's way from its origin to a folder that transformers loads.
+
+use anyhow::{Context, Result};
+use kiln_models::nn::LoadReport;
+
+use super::{Checkpoints, Outcome, Signals, Trainer, evaluate};
+use crate::config::{self, Config, Origin};
+use crate::data::{Encoding, Part, Snapshot, Tokenizer};
+use crate::pretrained::Classifier;
+use crate::progress::Progress;
+use crate::store::{self, ModelDir};
+use crate::track::{Evaluation, MetricsLog};
+use crate::{report, user_error};
+
+/// What one model's training reads and where it writes.
+pub struct Job<'a> {
+    /// The experiment.
+    pub config: &'a Config,
+    /// The model.
+    pub model: &'a config::Model,
+    /// The rows.
+    pub snapshot: &'a Snapshot,
+    /// The model's folder in the run.
+    pub files: &'a ModelDir,
+    /// No progress on stderr.
+    pub quiet: bool,
+}
+
+/// A model ready to train: its weights, its tokenizer, its encoded rows.
+pub struct Start {
+    /// The weights.
+    pub classifier: Classifier,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The rows, encoded.
+    pub encoding: Encoding,
+}
+
+impl Job<'_> {
+    /// Loads or makes the model and its tokenizer, and encodes `parts`, or finds them encoded.
+    ///
+    /// # Errors
+    /// A folder that is no model, or a `max_length` that the model cannot read.
+    pub fn start(&self, parts: &[Part]) -> Result<Start> {
+        let (labels, train) = (self.snapshot.labels(), &self.model.train);
+        let earlier = train.init_from.as_ref().map(|reference| store::find_model(reference, &self.config.root)).transpose()?;
+        let (classifier, tokenizer) = match (&earlier, &self.model.origin) {
+            (Some(folder), _) | (None, Origin::Folder(folder)) => {
+                let (classifier, report) = Classifier::pretrained(folder, labels, train.dropout, train.seed)?;
+                self.say(&format!("{}: {}", folder.display(), describe(&report)));
+                (classifier, Tokenizer::from_folder(folder)?)
+            }
+            (None, Origin::Scratch { architecture, config, vocab_size }) => {
+                let tokenizer = self.snapshot.scratch_tokenizer(*vocab_size)?;
+                let (vocab_size, pad_id) = (tokenizer.vocab_size(), tokenizer.pad_id());
+                let classifier =
+                    Classifier::scratch(architecture, config, vocab_size, pad_id, labels, train.dropout, train.seed)
+                        .with_context(|| format!("model {:?}", self.model.name))?;
+                let elements = classifier.built().parameters.elements();
+                self.say(&format!("a new {architecture} of {elements} parameters, a new vocabulary of {vocab_size}"));
+                (classifier, tokenizer)
+            }
+        };
+        let (max_length, max_positions) = (self.model.max_length, classifier.max_positions()?);
+        if max_length > max_positions {
+            return Err(user_error!(
+                "max_length = {max_length}, but model {:?} reads at most {max_positions} tokens; lower max_length",
+                self.model.name
+            ));
+        }
+        let encoding = self.snapshot.encode(&tokenizer, max_length, classifier.input_names(), parts, train.threads)?;
+        Ok(Start { classifier, tokenizer, encoding })
+    }
+
+    /// Trains to the end or to a signal; at the end `model/`, statistics.json and curves.png stand.
+    ///
+    /// # Errors
+    /// What loading, encoding and training say.
+    pub fn train(&self, signals: &Signals, print: impl Fn(&Evaluation) -> Result<()>) -> Result<Outcome> {
+        let settings = &self.model.train;
+        kiln_kernels::threads::set(settings.threads)?;
+        let Start { classifier, tokenizer, encoding } = self.start(&[Part::Train, Part::Validation])?;
+        let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
+
+        let checkpoints = || Checkpoints::new(self.files.checkpoints(), settings.keep_checkpoints);
+        let log = MetricsLog::open(&self.files.metrics_jsonl())?;
+        let parts = (&train, &validation);
+        let mut trainer = Trainer::new(&classifier, parts, settings, self.config.objective, checkpoints(), log)?;
+        let label = format!("train {}", self.model.name);
+        let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
+        let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
+        progress.finish();
+        let Outcome::Finished(best) = outcome else { return Ok(outcome) };
+
+        classifier.load_weights(&checkpoints().path(best.step).join("model.safetensors"))?;
+        let staged = store::stage(&self.files.model())?;
+        classifier.save(staged.path())?;
+        tokenizer.save(staged.path())?;
+        store::publish(staged, &self.files.model())?;
+        let statistics =
+            evaluate(&classifier, &validation, settings.micro_batch_tokens)?.statistics(self.snapshot.labels());
+        store::write_json(&self.files.statistics_json(), &statistics)?;
+        report::curves(&self.files.metrics_jsonl(), &self.files.curves_png())?;
+        Ok(outcome)
+    }
+
+    fn say(&self, message: &str) {
+        if !self.quiet {
+            eprintln!("{}: {message}", self.model.name);
+        }
+    }
+}
+
+/// What was loaded, what is new, what was unused.
+fn describe(report: &LoadReport) -> String {
+    let mut text = format!("{} tensors loaded", report.loaded);
+    if !report.new.is_empty() {
+        text += &format!("; new: {}", report.new.join(", "));
+    }
+    for (name, shape) in &report.reshaped {
+        text += &format!("; new: {name} (there {shape:?}, for other labels)");
+    }
+    if !report.unused.is_empty() {
+        text += &format!("; unused: {}", report.unused.join(", "));
+    }
+    text
+}

@@ -1,0 +1,108 @@
+//! AdamW (Loshchilov and Hutter, 2019) over flat buffers, with its groups and moments.
+
+use anyhow::Result;
+use kiln_kernels::{Buffer, Device, adamw, norm};
+use kiln_models::nn::{Parameter, Parameters};
+
+use crate::config;
+use crate::user_error;
+
+/// The optimizer's state and settings.
+pub struct Optimizer {
+    settings: config::Train,
+    groups: Vec<Group>,
+    /// First moments, `[elements]`.
+    pub exp_avg: Buffer,
+    /// Second moments, `[elements]`.
+    pub exp_avg_sq: Buffer,
+}
+
+struct Group {
+    range: std::ops::Range<usize>,
+    factor: f64,
+    weight_decay: f64,
+}
+
+impl Optimizer {
+    /// Freezes what `train.freeze` names, allocates gradients and moments, and forms the groups: no
+    /// decay for biases and norms, and layer-wise learning rates that fall by `layer_lr_decay` a
+    /// layer from the head down.
+    ///
+    /// # Errors
+    /// A prefix that no parameter's name begins with, or nothing left to train.
+    pub fn new(parameters: &Parameters, settings: &config::Train) -> Result<Self> {
+        for prefix in &settings.freeze {
+            let mut frozen = parameters.iter().filter(|p| p.name().starts_with(prefix.as_str())).peekable();
+            if frozen.peek().is_none() {
+                let names: Vec<_> = parameters.iter().map(Parameter::name).collect();
+                let nearest = names.iter().max_by(|a, b| strsim::jaro(a, prefix).total_cmp(&strsim::jaro(b, prefix)));
+                return Err(user_error!(
+                    "train.freeze: no parameter's name begins with {prefix:?}; the nearest is {:?}",
+                    nearest.copied().unwrap_or_default()
+                ));
+            }
+            frozen.for_each(|parameter| parameter.set_trainable(false));
+        }
+        let top = parameters.iter().map(Parameter::depth).max().unwrap_or(0);
+        let mut groups: Vec<Group> = Vec::new();
+        for parameter in parameters.iter().filter(|p| p.is_trainable()) {
+            let factor = settings.layer_lr_decay.powi((top - parameter.depth()) as i32);
+            let weight_decay = if parameter.decays() { settings.weight_decay } else { 0.0 };
+            let range = parameter.range();
+            match groups.last_mut() {
+                Some(last)
+                    if last.range.end == range.start && last.factor == factor && last.weight_decay == weight_decay =>
+                {
+                    last.range.end = range.end;
+                }
+                _ => groups.push(Group { range, factor, weight_decay }),
+            }
+        }
+        if groups.is_empty() {
+            return Err(user_error!("train.freeze = {:?} leaves nothing to train", settings.freeze));
+        }
+        parameters.allocate_gradients()?;
+        let zeros = || Buffer::zeros(parameters.elements(), &Device::Cpu);
+        Ok(Self { settings: settings.clone(), groups, exp_avg: zeros()?, exp_avg_sq: zeros()? })
+    }
+
+    /// The global norm of the trainable parameters' gradients, in f64.
+    ///
+    /// # Errors
+    /// A kernel's.
+    pub fn gradient_norm(&self, parameters: &Parameters) -> Result<f64> {
+        let ranges: Vec<_> = self.groups.iter().map(|group| group.range.clone()).collect();
+        Ok(norm::global(&parameters.gradients(), &ranges)?)
+    }
+
+    /// One update with the learning rate given, gradients clipped to `max_grad_norm`; leaves the
+    /// gradients at zero. `step` counts from 0.
+    ///
+    /// # Errors
+    /// A kernel's.
+    pub fn step(&mut self, parameters: &Parameters, step: u64, learning_rate: f64, gradient_norm: f64) -> Result<()> {
+        let train = &self.settings;
+        let clips = train.max_grad_norm > 0.0 && gradient_norm > train.max_grad_norm;
+        // torch.nn.utils.clip_grad_norm_ has the same 1e-6.
+        let gradient_scale = if clips { train.max_grad_norm / (gradient_norm + 1e-6) } else { 1.0 };
+        let groups: Vec<_> = self
+            .groups
+            .iter()
+            .map(|group| adamw::Group {
+                range: group.range.clone(),
+                learning_rate: learning_rate * group.factor,
+                weight_decay: group.weight_decay,
+            })
+            .collect();
+        let settings = adamw::AdamW {
+            beta1: train.adam_beta1,
+            beta2: train.adam_beta2,
+            epsilon: train.adam_epsilon,
+            step: step + 1,
+            gradient_scale,
+        };
+        let (mut values, mut gradients) = (parameters.values_mut(), parameters.gradients_mut());
+        adamw::step(&mut values, &mut gradients, &mut self.exp_avg, &mut self.exp_avg_sq, &groups, &settings)?;
+        Ok(())
+    }
+}

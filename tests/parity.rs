@@ -1,0 +1,105 @@
+//! Models against the reference outputs of transformers in tests/golden, and against candle-transformers.
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use kiln::pretrained::{Classifier, Example};
+use kiln_kernels::cross_entropy;
+use kiln_models::nn::Mode;
+
+use crate::support::{fetched, repository};
+
+/// Hidden states and logits to 1e-5, every gradient to 1e-4 of its norm.
+fn golden(architecture: &str) {
+    let folder = repository("tests/golden/architectures").join(architecture);
+    let classifier = Classifier::load(&folder).unwrap();
+    let golden = safetensors::load(folder.join("fixture.safetensors"), &Device::Cpu).unwrap();
+    let ids = golden["in.input_ids"].to_vec2::<i64>().unwrap();
+    let mask = golden["in.attention_mask"].to_vec2::<i64>().unwrap();
+    let labels: Vec<u32> = golden["in.labels"].to_vec1::<i64>().unwrap().iter().map(|&l| l as u32).collect();
+    let lengths: Vec<usize> = mask.iter().map(|row| row.iter().sum::<i64>() as usize).collect();
+    let rows: Vec<Vec<i32>> =
+        ids.iter().zip(&lengths).map(|(row, &n)| row[..n].iter().map(|&id| id as i32).collect()).collect();
+    let examples: Vec<_> = rows.iter().map(|row| Example { input_ids: row, token_type_ids: None }).collect();
+
+    let parameters = &classifier.built().parameters;
+    parameters.allocate_gradients().unwrap();
+    let mode = Mode::Train { seed: 0, step: 0 }; // the golden model's dropout is 0
+    let inputs = classifier.inputs(&examples, vec![0, 1, 2, 3], mode).unwrap().keep_hidden_states();
+    let tape = inputs.tape().unwrap();
+    let logits = classifier.built().model.forward(&inputs).unwrap();
+    close("logits", logits.data().unwrap(), &golden["out.logits"], 1e-5);
+
+    let hidden = inputs.into_hidden_states();
+    assert!(!golden.contains_key(&format!("out.hidden.{}", hidden.len())), "a hidden state is not shown");
+    for (i, state) in hidden.iter().enumerate() {
+        // Padded rows of the reference mean nothing: its tokens are those of the mask.
+        let reference = &golden[&format!("out.hidden.{i}")];
+        let tokens: Vec<Tensor> =
+            lengths.iter().enumerate().map(|(b, &n)| reference.get(b).unwrap().narrow(0, 0, n).unwrap()).collect();
+        close(&format!("hidden state {i}"), state.data().unwrap(), &Tensor::cat(&tokens, 0).unwrap(), 1e-5);
+    }
+
+    let (losses, dlogits) =
+        cross_entropy::forward(logits.data().unwrap(), &labels, None, 0.0, labels.len() as f64).unwrap();
+    let loss = losses.iter().sum::<f32>() / labels.len() as f32;
+    assert!((loss - golden["out.loss"].to_vec1::<f32>().unwrap()[0]).abs() < 1e-6, "loss {loss}");
+    tape.backward(&logits, dlogits).unwrap();
+    let gradients = parameters.gradients();
+    let mut compared = 0;
+    for parameter in parameters.iter() {
+        let reference = golden[&format!("grad.{}", parameter.name())].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let got = gradients.read(parameter.range());
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let difference = norm(&mut got.iter().zip(&reference).map(|(a, b)| a - b));
+        let size = norm(&mut reference.iter().copied());
+        // A key's bias has no gradient but rounding: softmax does not see it.
+        assert!(difference <= 1e-4 * size + 1e-8, "{}: off by {difference:e} of {size:e}", parameter.name());
+        compared += 1;
+    }
+    assert_eq!(compared, golden.keys().filter(|name| name.starts_with("grad.")).count(), "every gradient is compared");
+}
+
+fn close(what: &str, got: &Tensor, reference: &Tensor, tolerance: f32) {
+    assert_eq!(got.dims(), reference.dims(), "{what}");
+    let difference = (got - reference).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+    let difference = difference.to_dtype(DType::F32).unwrap().to_scalar::<f32>().unwrap();
+    assert!(difference <= tolerance, "{what} is off by {difference:e}");
+}
+
+#[test]
+fn bert_is_transformers_bert() {
+    golden("bert");
+}
+
+#[test]
+fn minilm_is_candle_transformers_bert() {
+    use candle_transformers::models::bert::{BertModel, Config};
+    let Some(folder) = fetched("all-MiniLM-L6-v2") else { return };
+    let (classifier, report) = Classifier::pretrained(&folder, &["a".into(), "b".into()], None, 1).unwrap();
+    assert_eq!(report.new, ["classifier.weight", "classifier.bias"]);
+    assert_eq!(report.unused, ["embeddings.position_ids"]);
+
+    let config: Config = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let tensors = safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    let peer =
+        BertModel::load(candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), &config).unwrap();
+
+    let rows: Vec<Vec<i32>> = [512usize, 1, 37, 128]
+        .iter()
+        .map(|&n| (0..n).map(|i| ((i * 7919 + n * 104_729) % 30_000 + 500) as i32).collect())
+        .collect();
+    let examples: Vec<_> = rows.iter().map(|row| Example { input_ids: row, token_type_ids: None }).collect();
+    let inputs = classifier.inputs(&examples, vec![0, 1, 2, 3], Mode::Evaluate).unwrap().keep_hidden_states();
+    classifier.built().model.forward(&inputs).unwrap();
+    let hidden = inputs.into_hidden_states().pop().unwrap();
+    let mut start = 0;
+    for row in &rows {
+        let ids = Tensor::new(row.iter().map(|&id| id as u32).collect::<Vec<_>>(), &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
+        let reference = peer.forward(&ids, &ids.zeros_like().unwrap(), None).unwrap().squeeze(0).unwrap();
+        let got = hidden.data().unwrap().narrow(0, start, row.len()).unwrap();
+        close(&format!("{} tokens", row.len()), &got, &reference, 2e-5);
+        start += row.len();
+    }
+}

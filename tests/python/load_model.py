@@ -1,0 +1,36 @@
+"""usage: load_model.py MODEL_DIR IDS_JSON: a model folder through transformers, as a user would load it.
+
+IDS_JSON is a file that holds a list of sequences of token ids, or of objects of named inputs
+(input_ids, token_type_ids, …); each goes through alone. Prints JSON: logits (a list a sequence), id2label,
+architecture, tokenizer (its class, vocab_size, and the ids of "Hello, world!"), missing and unexpected keys.
+"""
+
+import json
+import sys
+
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+folder, path = sys.argv[1:]
+with open(path, encoding="utf-8") as file:
+    sequences = [row if isinstance(row, dict) else {"input_ids": row} for row in json.load(file)]
+
+model, loading = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+model.eval()
+with torch.inference_mode():
+    logits = [model(**{name: torch.tensor([ids]) for name, ids in row.items()}).logits[0].tolist() for row in sequences]
+
+print(json.dumps({
+    "logits": logits,
+    "id2label": {str(index): label for index, label in model.config.id2label.items()},
+    "architecture": type(model).__name__,
+    "tokenizer": {"class": type(tokenizer).__name__, "vocab_size": len(tokenizer), "hello": tokenizer("Hello, world!")["input_ids"]},
+    "missing_keys": sorted(loading["missing_keys"]),
+    "unexpected_keys": sorted(loading["unexpected_keys"]),
+}))  # fmt: skip
