@@ -68,7 +68,7 @@ impl Target {
         // How models are run may be another machine's choice, and another day's: --set and --threads
         // count, and "auto" is this machine's.
         config.infer = Config::load(Some(&run.dir().join("experiment.toml")), &options.overrides())?.infer;
-        kiln_kernels::threads::set(config.infer.workers);
+        kiln_kernels::threads::set(config.infer.workers)?;
         for model in &mut config.models {
             model.train.threads = config.infer.workers;
         }
