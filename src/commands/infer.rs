@@ -13,13 +13,12 @@ use crate::config::{self, Data, Format};
 use crate::data::{Snapshot, read_rows};
 use crate::export::certify_test;
 use crate::infer::{Exported, Setting, predict_rows, runtime, test_model};
-use crate::metrics::Statistics;
 use crate::{report, user_error};
 
 /// Tests the run's models, or predicts `--input` with one of them.
 ///
 /// # Errors
-/// The user's, where there is no such run, model or export; what [`test`] and [`predict_rows`] say.
+/// The user's, where there is no such run, model or export; what [`test_model`] and [`predict_rows`] say.
 pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     let target = Target::find(&args.target, options)?;
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
@@ -33,29 +32,29 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
         snapshot: &snapshot,
         quiet: options.quiet,
     };
+    test_and_print(&setting, &target.models, options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tests models, certifies what each said where its weights lie beside, and prints their tables.
+///
+/// # Errors
+/// What [`test_model`] and [`certify_test`] say.
+pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], options: &Options) -> Result<()> {
     let mut all = Map::new();
-    for model in &target.models {
-        let statistics = test(&setting, model)?;
+    for model in models {
+        let tested = test_model(setting, model)?;
+        certify_test(setting, model, &tested)?;
         if !options.json {
-            let name = if target.models.len() > 1 { format!("{}\n", model.name) } else { String::new() };
-            print(format!("{name}{}", report::table(&statistics)).trim_end())?;
+            let name = if models.len() > 1 { format!("{}\n", model.name) } else { String::new() };
+            print(format!("{name}{}", report::table(&tested.statistics)).trim_end())?;
         }
-        all.insert(model.name.clone(), serde_json::to_value(statistics)?);
+        all.insert(model.name.clone(), serde_json::to_value(tested.statistics)?);
     }
     if options.json {
         print_json(&by_model(all))?;
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Tests one exported model and certifies what it said, where its weights lie beside.
-///
-/// # Errors
-/// What [`test_model`] and [`certify_test`] say.
-pub(super) fn test(setting: &Setting<'_>, model: &config::Model) -> Result<Statistics> {
-    let tested = test_model(setting, model)?;
-    certify_test(setting, model, &tested)?;
-    Ok(tested.statistics)
+    Ok(())
 }
 
 fn predict(target: &Target, input: &Path, output: &Path, options: &Options) -> Result<ExitCode> {

@@ -103,7 +103,7 @@ pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested
     let label = |i| dataset.label(i).with_context(|| format!("row {i} of the test part has no label"));
     let truth: Vec<u32> = (0..dataset.len()).map(label).collect::<Result<_>>()?;
     let predicted: Vec<u32> = predictions.logits.iter().map(|logits| metrics::argmax(logits)).collect::<Result<_>>()?;
-    let losses = predictions.logits.iter().zip(&truth).map(|(logits, &label)| cross_entropy(logits, label));
+    let losses = predictions.logits.iter().zip(&truth).map(|(logits, &label)| metrics::cross_entropy(logits, label));
     let loss = losses.sum::<f64>() / truth.len().max(1) as f64;
     let mut statistics = metrics::statistics(&labels, &truth, &predicted, Some(loss));
     statistics.throughput = Some(predictions.throughput);
@@ -136,11 +136,4 @@ pub fn predict_rows(
     progress.finish();
     predictions::write(output, &model.predictor.id2label()?, rows, &predictions.logits)?;
     Ok(predictions.throughput)
-}
-
-/// The cross-entropy of one row's logits, in f64.
-fn cross_entropy(logits: &[f32], label: u32) -> f64 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - highest).exp()).sum();
-    sum.ln() - f64::from(logits[label as usize] - highest)
 }
