@@ -308,6 +308,36 @@ fn a_loss_that_is_not_finite_names_its_step_and_rows() {
 }
 
 #[test]
+fn training_stops_early_where_nothing_is_gained() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = quickstart(folder.path());
+    command.args(["--stop-after", "train", "--set", "train.eval_steps=3", "--set", "train.early_stopping_patience=2"]);
+    let output = command.args(["--set", "train.learning_rate=1e-12"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let steps: Vec<_> = stdout.lines().filter_map(|line| line.split("step=").nth(1)?.split(' ').next()).collect();
+    assert_eq!(steps, ["3", "6", "9"], "the first is the best, and two more gain nothing");
+}
+
+#[test]
+fn what_is_frozen_keeps_its_bits() {
+    let folder = copy(&FINISHED);
+    let mut command = quickstart(folder.path());
+    command.args(["--stop-after", "train", "--set", "train.max_steps=3", "--set", "train.freeze=['bert.']"]);
+    let output = command.args(["--set", "train.init_from=quickstart/1/small-bert"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let weights = |number: u32| {
+        let file = folder.path().join(format!("quickstart/runs/{number}/small-bert/model/model.safetensors"));
+        candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap()
+    };
+    let (before, after) = (weights(1), weights(2));
+    for (name, tensor) in &before {
+        let bits = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(bits(tensor) == bits(&after[name]), name.starts_with("bert."), "{name}");
+    }
+}
+
+#[test]
 fn every_experiment_file_is_valid() {
     for entry in fs::read_dir(crate::support::repository("experiments")).unwrap() {
         let path = entry.unwrap().path();
