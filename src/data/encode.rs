@@ -1,6 +1,7 @@
 //! Texts to token ids: in parallel, in order, into folders that Python's `datasets.load_from_disk`
 //! opens and [`Dataset`] maps into memory.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,9 @@ use sha2::{Digest, Sha256};
 use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
 
 use super::card::{EncodingCard, Lengths};
-use super::snapshot::{publish, read_json, stage, write_json};
+use super::snapshot::{publish, write_json};
 use super::{Dataset, Part, Snapshot, Tokenizer, short_hash};
+use crate::store::{read_json, stage};
 use crate::user_error;
 
 /// Part of every encoding's hash: what the same tokenizer makes of the same rows has changed where
@@ -79,6 +81,14 @@ impl Encoding {
     /// The part was not encoded.
     pub fn card(&self, part: Part) -> Result<&EncodingCard> {
         Ok(&self.part(part)?.2)
+    }
+
+    /// The folder of a part, for `datasets.load_from_disk`.
+    ///
+    /// # Errors
+    /// The part was not encoded.
+    pub fn dir(&self, part: Part) -> Result<&Path> {
+        Ok(&self.part(part)?.1)
     }
 
     fn part(&self, part: Part) -> Result<&(Part, PathBuf, EncodingCard)> {
@@ -206,13 +216,18 @@ impl PartEncoder<'_> {
         let path = folder.join(DATA_FILE);
         let cannot = || format!("cannot write {}", path.display());
         let mut writer = StreamWriter::try_new(BufWriter::new(File::create(&path).with_context(cannot)?), &schema)?;
+        let ids: HashMap<&str, i64> = self.snapshot.labels().iter().map(String::as_str).zip(0..).collect();
+        let id_of = |label: Option<&str>| {
+            let id = label.and_then(|label| ids.get(label)).copied();
+            id.ok_or_else(|| anyhow!("label {label:?} of the {} part is not in id2label.json", self.part))
+        };
         let mut lengths = Vec::with_capacity(rows.len());
         // Enough rows at once to keep the threads busy, few enough to hold.
         for rows in rows.chunks(16 * BATCH) {
             let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
             let encoded = encoder.encode(&texts)?;
             lengths.extend(encoded.iter().map(|row| row.untruncated));
-            let labels = rows.iter().map(|row| self.label(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
+            let labels = rows.iter().map(|row| id_of(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
             for (encoded, labels) in encoded.chunks(BATCH).zip(labels.chunks(BATCH)) {
                 let batch = RecordBatch::try_new(schema.clone(), self.columns(encoded, labels)?)?;
                 writer.write(&batch).with_context(cannot)?;
@@ -250,12 +265,6 @@ impl PartEncoder<'_> {
         write_json(&folder.join("card.json"), &card)
     }
 
-    fn label(&self, label: Option<&str>) -> Result<i64> {
-        let label = label.unwrap_or_default();
-        let id = self.snapshot.label_id(label).ok_or_else(|| anyhow!("label {label:?} is not in id2label.json"))?;
-        Ok(id.into())
-    }
-
     /// The columns as `datasets` describes them.
     fn features(&self) -> Result<Value> {
         let mut features = serde_json::Map::new();
@@ -288,7 +297,7 @@ impl PartEncoder<'_> {
             .collect();
         fields.push(Field::new("labels", DataType::Int64, true));
         let info = serde_json::to_string(&json!({ "info": { "features": features } }))?;
-        Ok(Schema::new(fields).with_metadata(std::collections::HashMap::from([("huggingface".to_owned(), info)])))
+        Ok(Schema::new(fields).with_metadata(HashMap::from([("huggingface".to_owned(), info)])))
     }
 
     fn columns(&self, rows: &[Encoded], labels: &[i64]) -> Result<Vec<ArrayRef>> {
@@ -317,5 +326,86 @@ impl PartEncoder<'_> {
         }
         columns.push(Arc::new(Int64Array::from(labels.to_vec())));
         Ok(columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::Source;
+    use crate::data::snapshot::tests::data;
+    use crate::data::tokenizer::train_wordpiece;
+    use crate::data::{prepare, sample};
+
+    const INPUTS: [&str; 3] = ["input_ids", "token_type_ids", "attention_mask"];
+
+    fn tokenizer() -> Tokenizer {
+        let rows = sample::documents(1, 100);
+        train_wordpiece(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>(), 800).unwrap()
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_tokenizer_says() {
+        let tokenizer = tokenizer();
+        let rows = sample::documents(2, 60);
+        let pairs: Vec<(&str, Option<&str>)> =
+            rows.iter().zip(rows.iter().rev()).map(|(a, b)| (a.text.as_str(), Some(b.text.as_str()))).collect();
+        let singles: Vec<(&str, Option<&str>)> = pairs.iter().map(|(text, _)| (*text, None)).collect();
+        let mut truncating = tokenizer.inner.clone();
+        truncating.with_truncation(Some(TruncationParams { max_length: 50, ..Default::default() })).unwrap();
+        for rows in [singles, pairs] {
+            let encoded = encode_texts(&tokenizer, &rows, 50, 2).unwrap();
+            for ((text, pair), encoded) in rows.iter().zip(&encoded) {
+                let encode = |tokenizer: &tokenizers::Tokenizer| match pair {
+                    Some(pair) => tokenizer.encode((*text, *pair), true).unwrap(),
+                    None => tokenizer.encode(*text, true).unwrap(),
+                };
+                let wanted = encode(&truncating);
+                assert!(wanted.get_ids().iter().map(|&id| id as i32).eq(encoded.input_ids.iter().copied()));
+                assert!(wanted.get_type_ids().iter().map(|&id| id as i8).eq(encoded.token_type_ids.iter().copied()));
+                assert_eq!(encode(&tokenizer.inner).len(), encoded.untruncated);
+            }
+            assert!(encoded.iter().any(|row| row.untruncated > 50) && encoded.iter().any(|row| row.untruncated <= 50));
+        }
+        let error = encode_texts(&tokenizer, &[("a", Some("b"))], 4, 1).unwrap_err().to_string();
+        assert_eq!(error, "max_length = 4 leaves no room for text beside 3 special tokens: needs 5");
+        assert!(encode_texts(&tokenizer, &[], 4, 1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_encoding_is_its_rows_in_order_for_any_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("a.csv");
+        sample::write(&source, 1, 1600).unwrap();
+        let snapshot = prepare(&data(Source::Path(source)), &folder.path().join("data")).unwrap();
+        let tokenizer = snapshot.scratch_tokenizer(800).unwrap();
+        let encode = |threads| snapshot.encode(&tokenizer, 64, &INPUTS, &Part::ALL, threads).unwrap();
+        let encoding = encode(3);
+        for part in Part::ALL {
+            let (rows, dataset) = (snapshot.rows(part).unwrap(), encoding.dataset(part).unwrap());
+            let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), None)).collect();
+            let encoded = encode_texts(&tokenizer, &texts, 64, 1).unwrap();
+            assert_eq!(dataset.len(), rows.len());
+            for (i, (row, encoded)) in rows.iter().zip(&encoded).enumerate() {
+                assert_eq!(dataset.input_ids(i), encoded.input_ids);
+                assert_eq!(dataset.token_type_ids(i).unwrap(), encoded.token_type_ids);
+                assert_eq!(dataset.label(i), snapshot.label_id(row.label.as_deref().unwrap()));
+                assert_eq!(dataset.length(i), encoded.input_ids.len());
+            }
+            let card = encoding.card(part).unwrap();
+            assert_eq!(card.truncated, encoded.iter().filter(|row| row.untruncated > 64).count());
+            assert_eq!(card.tokens.max, encoded.iter().map(|row| row.untruncated).max().unwrap());
+        }
+        assert!(encoding.dataset(Part::Train).unwrap().len() > BATCH);
+
+        let file = snapshot.encoding_dir(encoding.hash(), Part::Train).join(DATA_FILE);
+        let bytes = fs::read(&file).unwrap();
+        fs::remove_dir_all(file.parent().unwrap()).unwrap();
+        assert_eq!(encode(1).hash(), encoding.hash());
+        assert!(fs::read(&file).unwrap() == bytes);
+        assert_ne!(snapshot.encode(&tokenizer, 65, &INPUTS, &[Part::Test], 1).unwrap().hash(), encoding.hash());
+        assert!(snapshot.encode(&tokenizer, 64, &["bbox"], &[Part::Test], 1).is_err());
     }
 }
