@@ -138,3 +138,83 @@ simd::vectorized! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, testing::*};
+    use candle_core::Var;
+    use candle_nn::Optimizer;
+
+    const LEN: usize = 70_000;
+    const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, gradient_scale: 1.0 };
+
+    fn zeros(len: usize) -> Buffer {
+        Buffer::zeros(len, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn is_its_twin() -> Result<()> {
+        let (mut p, mut m, mut v) = (buffer(0, LEN), zeros(LEN), zeros(LEN));
+        let twin = Var::from_tensor(&as_tensor(&p, &[LEN]))?;
+        let mut optimizer = candle_nn::AdamW::new(
+            vec![twin.clone()],
+            candle_nn::ParamsAdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 },
+        )?;
+        for step in 1..=5 {
+            let mut g = buffer(step, LEN);
+            optimizer.backward_step(&(twin.as_tensor() * (as_tensor(&g, &[LEN]) * 0.5)?)?.sum_all()?)?;
+            let groups = [Group { range: 0..LEN, learning_rate: 0.01, weight_decay: 0.1 }];
+            super::step(&mut p, &mut g, &mut m, &mut v, &groups, &AdamW { step, gradient_scale: 0.5, ..ADAMW })?;
+            assert_close("parameters", &all(&p), &values(&twin), 1e-6);
+            assert_eq!(all(&g), vec![0.0; LEN]);
+        }
+        Ok(())
+    }
+
+    /// Against the formula in `f64`, with several groups and holes between them.
+    #[test]
+    fn groups_have_their_own_rates_and_the_rest_stays() -> Result<()> {
+        let (mut p, mut g, mut m, mut v) = (buffer(0, LEN), buffer(1, LEN), zeros(LEN), zeros(LEN));
+        m.fill(0.3);
+        v.fill(0.2);
+        let (p0, g0) = (all(&p), all(&g));
+        let group = |range, learning_rate, weight_decay| Group { range, learning_rate, weight_decay };
+        let groups = [group(40_000..69_999, 0.1, 0.0), group(5..20, 0.02, 0.5), group(20..33_000, 0.0, 0.5)];
+        step(&mut p, &mut g, &mut m, &mut v, &groups, &AdamW { step: 3, ..ADAMW })?;
+        let (mut want_p, mut want_m, mut want_v) = (p0.clone(), vec![0.3f32; LEN], vec![0.2f32; LEN]);
+        for group in &groups {
+            for i in group.range.clone() {
+                let (gradient, p) = (f64::from(g0[i]), f64::from(p0[i]));
+                let m = 0.9 * 0.3 + 0.1 * gradient;
+                let v = 0.999 * 0.2 + 0.001 * gradient * gradient;
+                let step = m / (1.0 - 0.9f64.powi(3)) / ((v / (1.0 - 0.999f64.powi(3))).sqrt() + 1e-8);
+                want_p[i] = (p * (1.0 - group.learning_rate * group.weight_decay) - group.learning_rate * step) as f32;
+                (want_m[i], want_v[i]) = (m as f32, v as f32);
+            }
+        }
+        assert_close("parameters", &all(&p), &want_p, 1e-6);
+        assert_close("m", &all(&m), &want_m, 1e-6);
+        assert_close("v", &all(&v), &want_v, 1e-6);
+        for hole in [0..5, 33_000..40_000, 69_999..LEN] {
+            assert_eq!(p.read(hole.clone()), p0[hole]);
+        }
+        assert_eq!(all(&g), vec![0.0; LEN]);
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_groups_that_overlap_or_do_not_fit() {
+        let run = |ranges: &[Range<usize>], len, step| {
+            let groups: Vec<_> =
+                ranges.iter().map(|r| Group { range: r.clone(), learning_rate: 0.1, weight_decay: 0.0 }).collect();
+            let adamw = AdamW { step, ..ADAMW };
+            super::step(&mut zeros(10), &mut zeros(10), &mut zeros(len), &mut zeros(10), &groups, &adamw)
+        };
+        assert!(run(&[0..5, 5..10], 10, 1).is_ok());
+        assert!(run(&[0..6, 5..10], 10, 1).is_err());
+        assert!(run(&[5..11], 10, 1).is_err());
+        assert!(run(&[0..10], 9, 1).is_err());
+        assert!(run(&[0..10], 10, 0).is_err());
+    }
+}

@@ -23,3 +23,21 @@ pub fn add(destination: Tensor, source: &Tensor) -> Result<Tensor> {
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    #[test]
+    fn adds_in_place_and_copies_what_is_shared() -> Result<()> {
+        let (a, b) = (tensor(1, &[40, 1000]), tensor(2, &[40, 1000]));
+        let want = values(&(&a + &b)?);
+        let twice = values(&(&a + &a)?);
+        assert_eq!(values(&add(a.clone(), &a)?), twice); // a itself is unharmed:
+        assert_eq!(values(&add(a.clone(), &b)?), want);
+        assert_eq!(values(&a), want); // in place
+        assert!(add(a, &tensor(1, &[40, 999])).is_err());
+        Ok(())
+    }
+}

@@ -61,3 +61,61 @@ pub fn forward(
     }
     Ok((losses, Tensor::from_vec(gradient, (examples, classes), logits.device())?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, testing::*};
+    use candle_core::{D, Var};
+
+    const LABELS: [u32; 6] = [0, 3, 1, 1, 4, 2];
+    const WEIGHTS: [f32; 5] = [0.5, 2.0, 1.0, 0.0, 3.0];
+
+    /// torch's definition, written out: one-hot targets, smoothed, against log-probabilities.
+    fn twin(logits: &Tensor, weights: Option<&[f32]>, smoothing: f64) -> Result<Tensor> {
+        let ones = [1.0f32; 5];
+        let weights = Tensor::from_slice(weights.unwrap_or(&ones), (1, 5), &Device::Cpu)?;
+        let mut one_hot = [0.0f32; 30];
+        LABELS.iter().enumerate().for_each(|(i, &label)| one_hot[i * 5 + label as usize] = 1.0);
+        let one_hot = Tensor::from_slice(&one_hot, (6, 5), &Device::Cpu)?;
+        let target = one_hot.affine(1.0 - smoothing, smoothing / 5.0)?.broadcast_mul(&weights)?;
+        (candle_nn::ops::log_softmax(logits, D::Minus1)? * target)?.neg()?.sum(D::Minus1)
+    }
+
+    #[test]
+    fn is_its_twin_and_finite_differences() -> Result<()> {
+        let logits = tensor(1, &[6, 5]);
+        for (weights, smoothing) in [(None, 0.0), (None, 0.1), (Some(WEIGHTS.as_slice()), 0.0), (Some(&WEIGHTS), 0.3)] {
+            let var = Var::from_tensor(&logits)?;
+            let want = twin(&var, weights, f64::from(smoothing))?;
+            let (losses, gradient) = forward(&logits, &LABELS, weights, smoothing, 8.0)?;
+            assert_close("losses", &losses, &values(&want), 1e-6);
+            let gradients = (want.sum_all()? / 8.0)?.backward()?;
+            assert_close("dlogits", &values(&gradient), &values(gradients.get(&var).unwrap()), 1e-6);
+            check_gradient("dlogits", &values(&logits), &values(&gradient), |x| {
+                let x = Tensor::from_slice(x, (6, 5), &Device::Cpu)?;
+                Ok(forward(&x, &LABELS, weights, smoothing, 8.0)?.0.iter().map(|&l| f64::from(l)).sum::<f64>() / 8.0)
+            });
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn confident_logits_stay_finite() -> Result<()> {
+        let logits = Tensor::new(&[[1e4f32, 0.0, -1e4], [-1e30, 1e30, 0.0]], &Device::Cpu)?;
+        let (losses, gradient) = forward(&logits, &[0, 1], None, 0.0, 2.0)?;
+        assert_eq!(losses, [0.0, 0.0]);
+        assert!(values(&gradient).iter().all(|x| x.abs() < 1e-6));
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_a_label_that_is_no_class() {
+        let logits = tensor(1, &[2, 3]);
+        let error = forward(&logits, &[0, 3], None, 0.0, 1.0).unwrap_err().to_string();
+        assert!(error.contains("3 classes, but the label of example 1 is 3"), "{error}");
+        assert!(forward(&logits, &[0], None, 0.0, 1.0).is_err());
+        assert!(forward(&logits, &[0, 1], Some(&[1.0; 2]), 0.0, 1.0).is_err());
+        assert!(forward(&logits, &[0, 1], None, 1.5, 1.0).is_err());
+    }
+}

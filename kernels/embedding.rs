@@ -78,3 +78,67 @@ fn check(kernel: &str, table: &str, len: usize, ids: &[u32], hidden: usize) -> R
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Buffer, testing::*};
+    use candle_core::Var;
+    use candle_nn::Module;
+
+    const HIDDEN: usize = 24;
+
+    fn ids(rows: u32, tokens: usize) -> Vec<u32> {
+        (0..tokens as u32).map(|i| (i * i * 31 + i) % rows).collect()
+    }
+
+    #[test]
+    fn is_its_twin() -> Result<()> {
+        let tokens = 150;
+        let sizes = [40usize, 7, 2];
+        let tables = [0, 1, 2].map(|i| buffer(i as u64, sizes[i] * HIDDEN));
+        let ids = sizes.map(|rows| ids(rows as u32, tokens));
+        let arguments = [0, 1, 2].map(|i| (tables[i].view(0..tables[i].len()), ids[i].as_slice()));
+        let vars = [0, 1, 2].map(|i| Var::from_tensor(&as_tensor(&tables[i], &[sizes[i], HIDDEN])).unwrap());
+
+        let mut want = Tensor::zeros((tokens, HIDDEN), candle_core::DType::F32, &Device::Cpu)?;
+        for (var, ids) in vars.iter().zip(&ids) {
+            let ids = Tensor::from_slice(ids, tokens, &Device::Cpu)?;
+            want = (want + candle_nn::Embedding::new(var.as_tensor().clone(), HIDDEN).forward(&ids)?)?;
+        }
+        assert_close("y", &values(&forward(&arguments, HIDDEN)?), &values(&want), 1e-6);
+
+        let dy = tensor(9, &[tokens, HIDDEN]);
+        let gradients = (want * &dy)?.sum_all()?.backward()?;
+        for i in 0..3 {
+            let mut got = Buffer::from_vec(vec![2.0; tables[i].len()], &Device::Cpu)?;
+            let len = got.len();
+            backward(&dy, &ids[i], got.view_mut(0..len))?;
+            let want = (gradients.get(&vars[i]).unwrap() + 2.0)?;
+            assert_close("dtable", &all(&got), &values(&want), TWIN);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradient_is_finite_differences() -> Result<()> {
+        let (table, ids, dy) = (buffer(1, 5 * HIDDEN), ids(5, 9), tensor(2, &[9, HIDDEN]));
+        let mut gradient = Buffer::zeros(table.len(), &Device::Cpu)?;
+        backward(&dy, &ids, gradient.view_mut(0..table.len()))?;
+        check_gradient("dtable", &all(&table), &all(&gradient), |t| {
+            Ok(loss(&forward(&[(View { data: t }, &ids)], HIDDEN)?, &dy))
+        });
+        Ok(())
+    }
+
+    #[test]
+    fn an_id_out_of_range_names_table_id_and_position() {
+        let table = buffer(1, 5 * HIDDEN);
+        let error = forward(&[(table.view(0..5 * HIDDEN), &[0, 4, 5])], HIDDEN).unwrap_err().to_string();
+        assert!(error.contains("table 0 has 5 rows, but the id at position 2 is 5"), "{error}");
+        assert!(forward(&[], HIDDEN).is_err());
+        assert!(forward(&[(table.view(0..10), &[0])], HIDDEN).is_err());
+        let two: [(View, &[u32]); 2] = [(table.view(0..HIDDEN), &[0]), (table.view(0..HIDDEN), &[0, 0])];
+        assert!(forward(&two, HIDDEN).is_err());
+    }
+}

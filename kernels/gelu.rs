@@ -61,3 +61,33 @@ simd::vectorized! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, testing::*};
+    use candle_core::Var;
+
+    #[test]
+    fn is_its_twin_and_finite_differences() -> Result<()> {
+        let (x, dy) = (tensor(1, &[33, 65]).affine(2.0, 0.0)?, tensor(2, &[33, 65]));
+        let twin = Var::from_tensor(&x)?;
+        let want = twin.gelu_erf()?;
+        assert_close("y", &values(&forward(&x)?), &values(&want), 1e-6);
+        let gradients = (want * &dy)?.sum_all()?.backward()?;
+        let dx = values(&backward(&x, dy.copy()?)?);
+        assert_close("dx", &dx, &values(gradients.get(&twin).unwrap()), 1e-6);
+        check_gradient("dx", &values(&x), &dx, |x| {
+            Ok(loss(&forward(&Tensor::from_slice(x, (33, 65), &Device::Cpu)?)?, &dy))
+        });
+        Ok(())
+    }
+
+    #[test]
+    fn far_from_zero_it_is_zero_or_x() -> Result<()> {
+        let x = Tensor::new(&[-1e30f32, -50.0, -9.0, 0.0, 9.0, 50.0, 1e30], &Device::Cpu)?;
+        assert_eq!(values(&forward(&x)?), [0.0, 0.0, 0.0, 0.0, 9.0, 50.0, 1e30]);
+        assert_close("dx", &values(&backward(&x, x.ones_like()?)?), &[0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0], 1e-6);
+        Ok(())
+    }
+}

@@ -42,3 +42,22 @@ crate::simd::vectorized! {
         lanes.iter().sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    #[test]
+    fn is_the_root_of_the_sum_of_squares() -> Result<()> {
+        let gradients = buffer(1, 100_003);
+        let ranges = [0..7, 20..50_001, 60_000..100_003];
+        let want =
+            ranges.iter().flat_map(|r| gradients.read(r.clone())).map(|g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let got = global(&gradients, &ranges)?;
+        assert!((got / want - 1.0).abs() < 1e-12, "{got} {want}");
+        assert_eq!(global(&gradients, &[])?, 0.0);
+        assert!(global(&gradients, &[0..100_004]).is_err());
+        Ok(())
+    }
+}

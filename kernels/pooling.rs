@@ -35,3 +35,28 @@ pub fn first_backward(dy: &Tensor, packing: &Packing) -> Result<Tensor> {
     }
     Tensor::from_vec(dx, (packing.tokens(), hidden), dy.device())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, testing::*};
+    use candle_core::Var;
+
+    #[test]
+    fn is_its_twin_and_finite_differences() -> Result<()> {
+        let packing = packing(&[1, 5, 3, 1]);
+        let x = Var::from_tensor(&tensor(1, &[10, 6]))?;
+        let dy = tensor(2, &[4, 6]);
+        let want = x.index_select(&Tensor::new(&[0u32, 1, 6, 9], &Device::Cpu)?, 0)?;
+        assert_eq!(values(&first(&x, &packing)?), values(&want));
+        let gradients = (want * &dy)?.sum_all()?.backward()?;
+        let dx = values(&first_backward(&dy, &packing)?);
+        assert_eq!(dx, values(gradients.get(&x).unwrap()));
+        check_gradient("dx", &values(&x), &dx, |x| {
+            Ok(loss(&first(&Tensor::from_slice(x, (10, 6), &Device::Cpu)?, &packing)?, &dy))
+        });
+        assert!(first(&tensor(1, &[9, 6]), &packing).is_err());
+        assert!(first_backward(&tensor(1, &[3, 6]), &packing).is_err());
+        Ok(())
+    }
+}

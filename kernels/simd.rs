@@ -12,6 +12,10 @@ pub(crate) enum Level {
 
 /// What this CPU can do. The standard library remembers the answer.
 pub(crate) fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = *tests::LEVEL {
+        return level;
+    }
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
@@ -121,6 +125,34 @@ pub(crate) fn erf(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{process::Command, sync::LazyLock};
+
+    const VARIABLE: &str = "KILN_TEST_SIMD";
+
+    /// The level that tests run on, where it is not the best one.
+    pub static LEVEL: LazyLock<Option<Level>> = LazyLock::new(|| match std::env::var(VARIABLE).as_deref() {
+        #[cfg(target_arch = "x86_64")]
+        Ok("avx2") => Some(Level::Avx2),
+        Ok("baseline") => Some(Level::Baseline),
+        _ => None,
+    });
+
+    /// Runs all tests of this package again, without the best instructions of this machine.
+    #[test]
+    fn older_cpus_pass_too() {
+        if std::env::var_os(VARIABLE).is_some() {
+            return;
+        }
+        let mut levels = vec!["baseline"];
+        if level() != Level::Baseline {
+            levels.push("avx2");
+        }
+        for level in levels {
+            let mut tests = Command::new(std::env::current_exe().unwrap());
+            let output = tests.arg("--quiet").env(VARIABLE, level).output().unwrap();
+            assert!(output.status.success(), "{level}: {}", String::from_utf8_lossy(&output.stdout));
+        }
+    }
 
     fn worst(range: std::ops::Range<f32>, f: fn(f32) -> f32, exact: fn(f64) -> f64) -> f64 {
         let steps = 400_000;

@@ -25,3 +25,26 @@ pub fn backward(y: &Tensor, dy: Tensor) -> Result<Tensor> {
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, testing::*};
+    use candle_core::Var;
+
+    #[test]
+    fn is_its_twin_and_finite_differences() -> Result<()> {
+        let (x, dy) = (tensor(1, &[3, 17]), tensor(2, &[3, 17]));
+        let twin = Var::from_tensor(&x)?;
+        let want = twin.tanh()?;
+        let y = forward(&x)?;
+        assert_close("y", &values(&y), &values(&want), 1e-6);
+        let gradients = (want * &dy)?.sum_all()?.backward()?;
+        let dx = values(&backward(&y, dy.copy()?)?);
+        assert_close("dx", &dx, &values(gradients.get(&twin).unwrap()), 1e-6);
+        check_gradient("dx", &values(&x), &dx, |x| {
+            Ok(loss(&forward(&Tensor::from_slice(x, (3, 17), &Device::Cpu)?)?, &dy))
+        });
+        Ok(())
+    }
+}

@@ -41,3 +41,51 @@ pub(crate) fn install<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 pub(crate) fn share(items: usize, least: usize) -> usize {
     items.div_ceil(rayon::current_num_threads()).max(least).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Buffer, Device, Dropout, Grad, attention, layer_norm, linear, norm, testing::*};
+
+    /// Most of the kernels one after another, and the bits that came out.
+    fn run() -> Result<Vec<u32>> {
+        let packing = packing(&[1, 130, 70, 99]);
+        let dropout = Dropout { probability: 0.1, seed: 1, step: 2, site: 3 };
+        let (rows, hidden) = (packing.tokens(), 128);
+        let (x, w) = (tensor(1, &[rows, hidden]), buffer(1, hidden * hidden + 2 * hidden));
+        let (gamma, beta) = (w.view(0..hidden), w.view(hidden..2 * hidden));
+        let weight = w.view(2 * hidden..w.len());
+        let mut gradients = Buffer::zeros(w.len(), &Device::Cpu)?;
+        let [dgamma, dbeta, dw] = gradients.views_mut([0..hidden, hidden..2 * hidden, 2 * hidden..w.len()])?;
+
+        let y = linear::forward(&x, weight, Some(beta))?;
+        let (out, lse) = attention::forward(&y, &x, &y, &packing, 4, 0.2, Some(&dropout))?;
+        let masked = Some((&dropout, &packing));
+        let (z, saved) = layer_norm::forward(&out, Some(&x), masked, gamma, beta, 1e-12)?;
+        let (dz, _) = layer_norm::backward(&saved, masked, z.copy()?, gamma, Some(dgamma), Some(dbeta), true)?;
+        let (dq, dk, dv) = attention::backward(&y, &x, &y, &out, &lse, &dz, &packing, 4, 0.2, Some(&dropout))?;
+        let dx = linear::backward(&x, &dq, weight, Grad::Into(dk), Some(dw), None)?;
+        let norm = norm::global(&gradients, std::slice::from_ref(&(0..w.len())))?.to_bits();
+        let mut bits = vec![norm as u32, (norm >> 32) as u32];
+        for tensor in [z, dv, dx.unwrap()] {
+            bits.extend(values(&tensor).iter().map(|x| x.to_bits()));
+        }
+        bits.extend(all(&gradients).iter().map(|x| x.to_bits()));
+        Ok(bits)
+    }
+
+    /// Other tests may run meanwhile: what they compute does not depend on the threads either.
+    #[test]
+    fn results_do_not_depend_on_the_threads() -> Result<()> {
+        let mut results = Vec::new();
+        for n in [1, 2, 2, 3] {
+            set(n)?;
+            assert_eq!(get(), n);
+            results.push(run()?);
+        }
+        assert!(results[1] == results[2], "the same number of threads gave other bits");
+        assert!(results[0] == results[1] && results[0] == results[3], "another number of threads gave other bits");
+        assert!(set(0).is_err());
+        Ok(())
+    }
+}

@@ -1,1 +1,174 @@
-//! cli
+//! The command line, as clap reads it. What it means is in [`crate::commands`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Overrides;
+use crate::data::sample;
+
+/// Fine-tunes transformer classifiers: text in, a tested ONNX model out.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What every command takes.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Options everywhere")]
+pub struct Options {
+    /// The folder that holds all experiments [default: the file's `root`, or kiln-runs]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Sets any key of the experiment file, lists by index, as train.epochs=1 or model.0.name=a
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Prints JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Says more of what it does
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Says only results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Never fetches anything
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// CPU threads [default: what the cgroup's quota allows]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+impl Options {
+    /// What these options lay over an experiment file.
+    pub fn overrides(&self) -> Overrides {
+        Overrides { sets: self.set.clone(), root: self.root.clone(), threads: self.threads.map(usize::from) }
+    }
+
+    /// The folder of all experiments, for commands that read no experiment file.
+    pub fn root(&self) -> PathBuf {
+        self.root.clone().unwrap_or_else(|| PathBuf::from(crate::config::ROOT))
+    }
+}
+
+/// One verb each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Goes the whole way: prepare, train, export with certificate, test, print the table
+    #[command(after_help = "Examples:
+  kiln train                                    the embedded sample, end to end
+  kiln train experiments/bbc.toml
+  kiln train experiments/bbc.toml --set train.epochs=1 --stop-after train
+  kiln train experiments/bbc.toml --resume bbc/3")]
+    Train(Train),
+    /// Reads, deduplicates, splits and encodes the data
+    #[command(after_help = "Example:
+  kiln prepare experiments/bbc.toml")]
+    Prepare(File),
+    /// Exports a trained run's models to ONNX and certifies them
+    #[command(after_help = "Example:
+  kiln export bbc/3 --model minilm")]
+    Export(Export),
+    /// Tests a run's ONNX models on the unseen test part, or predicts on other rows
+    #[command(after_help = "Examples:
+  kiln infer                                    the newest run, all models
+  kiln infer bbc/3 --model minilm --input new.csv --output predictions.parquet")]
+    Infer(Infer),
+    /// Validates an experiment file without running it
+    #[command(after_help = "Example:
+  kiln check experiments/bbc.toml --set train.batch_size=32")]
+    Check(File),
+    /// Lists the architectures that kiln trains
+    #[command(after_help = "Example:
+  kiln models --json")]
+    Models,
+    /// Writes the embedded sample's documents, to look at or to train on
+    #[command(after_help = "Examples:
+  kiln sample --output sample.csv
+  kiln sample --output sample.parquet --seed 7 --count 500")]
+    Sample(Sample),
+}
+
+/// The experiment file of a command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct File {
+    /// The experiment file [default: the embedded quickstart]
+    pub file: Option<PathBuf>,
+}
+
+/// `kiln train`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Train {
+    /// The experiment file.
+    #[command(flatten)]
+    pub experiment: File,
+    /// Ends after this stage
+    #[arg(long, value_name = "STAGE")]
+    pub stop_after: Option<Stage>,
+    /// Takes a prepared snapshot as it is, in place of [data]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Goes on with this run: a run folder or experiment/run_num [default: the newest unfinished
+    /// with the same configuration and data]
+    #[arg(long, value_name = "RUN", conflicts_with = "new")]
+    pub resume: Option<String>,
+    /// Starts a new run, whatever is unfinished
+    #[arg(long)]
+    pub new: bool,
+}
+
+/// A stage of `kiln train`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// The data stands, encoded.
+    Prepare,
+    /// The best weights stand.
+    Train,
+    /// The certified ONNX models stand.
+    Export,
+}
+
+/// A run and which of its models.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Export {
+    /// A run folder or experiment/run_num [default: the newest]
+    pub run: Option<String>,
+    /// One of the run's models [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+}
+
+/// `kiln infer`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Infer {
+    /// The run and its models.
+    #[command(flatten)]
+    pub target: Export,
+    /// Rows to predict on, in place of the test part; they need no labels
+    #[arg(long, value_name = "FILE", requires = "output")]
+    pub input: Option<PathBuf>,
+    /// Where to write the predictions, as Parquet
+    #[arg(long, value_name = "FILE", requires = "input")]
+    pub output: Option<PathBuf>,
+}
+
+/// `kiln sample`
+#[derive(Args, Clone, Debug)]
+pub struct Sample {
+    /// Where to write: .csv, .jsonl or .parquet, or, without an extension, a folder of text files
+    #[arg(long, short, value_name = "PATH", default_value = "sample.jsonl")]
+    pub output: PathBuf,
+    /// Seed of the generator
+    #[arg(long, default_value_t = sample::SEED)]
+    pub seed: u64,
+    /// Documents to write
+    #[arg(long, value_name = "N", default_value_t = sample::COUNT)]
+    pub count: usize,
+}

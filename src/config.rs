@@ -27,6 +27,9 @@ use crate::error::UserError;
 /// The experiment that is run where no file is named.
 pub const QUICKSTART: &str = include_str!("../experiments/quickstart.toml");
 
+/// The folder of all experiments where nobody names one, from where the command runs.
+pub const ROOT: &str = "kiln-runs";
+
 /// What the command line lays over an experiment file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
@@ -83,6 +86,12 @@ impl Config {
     /// the data: two runs with the same hash and the same snapshot are the same training.
     /// Not in it: names of places, the run's number, threads and how the export is run.
     pub fn hash(&self) -> String {
+        // Infallible: plain values with string keys.
+        hex(&Sha256::digest(serde_json::to_vec(&self.decisive()).unwrap_or_default()))
+    }
+
+    /// What [`Config::hash`] is of.
+    pub(crate) fn decisive(&self) -> impl Serialize {
         let mut models = self.models.clone();
         for model in &mut models {
             model.train.threads = 0;
@@ -92,9 +101,13 @@ impl Config {
                 *folder = absolute;
             }
         }
-        // Infallible: plain values with string keys.
-        let json = serde_json::to_vec(&(&self.name, &self.objective, &models, &self.export)).unwrap_or_default();
-        hex(&Sha256::digest(json))
+        #[derive(Serialize)]
+        struct Decisive {
+            objective: Objective,
+            model: Vec<Model>,
+            export: Export,
+        }
+        Decisive { objective: self.objective, model: models, export: self.export }
     }
 }
 

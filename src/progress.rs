@@ -42,7 +42,7 @@ struct State {
 }
 
 impl Progress {
-    /// Starts to show `total` `unit`s of work ("steps", "rows"); nothing at all if `quiet`.
+    /// Starts to show `total` units of work ("step", "row"); nothing at all if `quiet`.
     pub fn new(label: &str, total: u64, unit: &str, quiet: bool) -> Self {
         let shown = if quiet {
             Shown::Nothing
@@ -116,12 +116,12 @@ impl Progress {
         let Self { label, total, unit, .. } = self;
         let step = state.window.step();
         let text = describe(&state.window, *total, unit, &state.message);
-        eprintln!("{label} {step}/{total} {unit}{}{text}", if text.is_empty() { "" } else { "  " });
+        eprintln!("{label} {step}/{total} {unit}s{}{text}", if text.is_empty() { "" } else { "  " });
     }
 }
 
 fn bar(label: &str, total: u64, unit: &str) -> ProgressBar {
-    let template = "{prefix} {bar:24} {pos}/{len} {unit}  {wide_msg}".replace("{unit}", unit);
+    let template = "{prefix} {bar:16} {pos}/{len} {unit}s  {wide_msg}".replace("{unit}", unit);
     // A unit that is no template falls back to indicatif's own look.
     let style =
         ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─");
@@ -131,24 +131,20 @@ fn bar(label: &str, total: u64, unit: &str) -> ProgressBar {
         .with_finish(ProgressFinish::AndClear)
 }
 
-/// `loss 0.1234, 3.1 steps/s, 1:20 left`: what is known of it.
+/// `1:20 left · loss 0.1234 · 3.1 steps/s`: a narrow terminal cuts the end off, so what matters
+/// most comes first.
 fn describe(window: &Window, total: u64, unit: &str, message: &str) -> String {
-    let mut parts = Vec::with_capacity(3);
-    if !message.is_empty() {
-        parts.push(message.to_owned());
-    }
-    if let Some(rate) = window.rate() {
-        parts.push(match rate {
-            r if r >= 100.0 => format!("{r:.0} {unit}/s"),
-            r if r >= 1.0 => format!("{r:.1} {unit}/s"),
-            r => format!("{r:.2} {unit}/s"),
-        });
-        let left = total.saturating_sub(window.step());
-        if left > 0 {
-            parts.push(format!("{} left", clock(left as f64 / rate)));
-        }
-    }
-    parts.join(", ")
+    let rate = window.rate();
+    let units_left = total.saturating_sub(window.step());
+    let time_left = rate.filter(|_| units_left > 0).map(|rate| format!("{} left", clock(units_left as f64 / rate)));
+    let message = (!message.is_empty()).then(|| message.to_owned());
+    let rate = rate.map(|rate| match rate {
+        r if r >= 100.0 => format!("{r:.0} {unit}s/s"),
+        r if r >= 1.0 => format!("{r:.1} {unit}s/s"),
+        r => format!("{r:.2} {unit}s/s"),
+    });
+    let parts: Vec<_> = [time_left, message, rate].into_iter().flatten().collect();
+    parts.join(" · ")
 }
 
 /// `0:07`, `12:34`, `3:05:00`; days are hours.
@@ -211,8 +207,8 @@ mod tests {
         assert_eq!(window(&[(0, 5000)]).rate(), None);
         let w = window(&[(0, 5000), (2, 5001), (4, 5002)]);
         assert_eq!(w.rate(), Some(0.5));
-        assert_eq!(describe(&w, 5062, "steps", "loss 0.1234"), "loss 0.1234, 0.50 steps/s, 2:00 left");
-        assert_eq!(describe(&w, 5002, "steps", ""), "0.50 steps/s");
+        assert_eq!(describe(&w, 5062, "step", "loss 0.1234"), "2:00 left · loss 0.1234 · 0.50 steps/s");
+        assert_eq!(describe(&w, 5002, "step", ""), "0.50 steps/s");
     }
 
     #[test]

@@ -1,1 +1,53 @@
-//! commands
+//! One verb a file: parse, call, print.
+
+pub mod check;
+pub mod export;
+pub mod infer;
+pub mod models;
+pub mod prepare;
+pub mod sample;
+pub mod train;
+
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::{Cli, Command};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// The command's; [`exit_code`](crate::error::exit_code) says whose fault one is.
+pub fn run(cli: &Cli) -> Result<ExitCode> {
+    let options = &cli.options;
+    match &cli.command {
+        Command::Train(args) => train::run(args, options),
+        Command::Prepare(args) => prepare::run(args, options),
+        Command::Export(args) => export::run(args, options),
+        Command::Infer(args) => infer::run(args, options),
+        Command::Check(args) => check::run(args, options),
+        Command::Models => models::run(options),
+        Command::Sample(args) => sample::run(args, options),
+    }
+}
+
+/// Prints a line to stdout. That nobody reads it any more, as in `kiln … | head`, is no error.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn print(line: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value to stdout as indented JSON.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}

@@ -1,18 +1,17 @@
 //! `kiln train`: the whole way, or up to a stage.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{check, print};
+use super::{check, prepare};
 use crate::cli::{Options, Stage, Train};
 use crate::config::{self, Config};
 use crate::data::{self, Part, Snapshot};
-use crate::metrics::Statistics;
+use crate::export::export_model;
+use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
 use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
-use crate::{export, infer, report};
 
 /// Prepares, trains, exports with a certificate, tests, and prints the table.
 ///
@@ -21,18 +20,18 @@ use crate::{export, infer, report};
 /// goes on from its last checkpoint when it is started again.
 pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     let config = Config::load(args.experiment.file.as_deref(), &options.overrides())?;
-    check::check(&config)?;
-    if matches!(args.stop_after, None | Some(Stage::Export)) {
-        infer::runtime::ensure(options.offline)?; // now, not after an hour of training
-    }
-    let signals = Signals::listen()?;
+    check::check(&config, args.data.as_deref())?;
+    let runtime = match args.stop_after {
+        Some(Stage::Prepare | Stage::Train) => None,
+        None | Some(Stage::Export) => Some(runtime::ensure(options.offline)?), // now, not after an hour of training
+    };
     let experiment = Experiment::new(&config.root, &config.name);
     let snapshot = match &args.data {
         Some(dir) => Snapshot::open(dir)?,
         None => data::prepare(&config.data, &experiment.data_dir())?,
     };
     if args.stop_after == Some(Stage::Prepare) {
-        return super::prepare::run(&args.experiment, options);
+        return prepare::encode_and_print(&config, &snapshot, options);
     }
 
     let choice = match (&args.resume, args.new) {
@@ -40,10 +39,10 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         (None, true) => Choice::New,
         (None, false) => Choice::Auto,
     };
-    let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), &choice)?;
-    let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, stop_after: args.stop_after, options };
+    let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), snapshot.dir(), &choice)?;
+    let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, options };
     pipeline.announce(resumed)?;
-    match pipeline.go(&signals) {
+    match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
             run.finish(Status::Finished)?;
             Ok(ExitCode::SUCCESS)
@@ -64,7 +63,6 @@ struct Pipeline<'a> {
     config: &'a Config,
     snapshot: &'a Snapshot,
     run: &'a Run,
-    stop_after: Option<Stage>,
     options: &'a Options,
 }
 
@@ -86,31 +84,39 @@ impl Pipeline<'_> {
     }
 
     /// Does what the run still lacks; a signal ends it early.
-    fn go(&self, signals: &Signals) -> Result<Option<Signal>> {
+    fn go(&self, runtime: Option<&Runtime>, stop_after: Option<Stage>) -> Result<Option<Signal>> {
+        let signals = Signals::listen()?;
         for model in &self.config.models {
             let files = self.run.model(&model.name);
             if !files.statistics_json().exists()
-                && let Some(signal) = self.train(model, &files, signals)?
+                && let Some(signal) = self.train(model, &files, &signals)?
             {
                 return Ok(Some(signal));
             }
-            if self.stop_after != Some(Stage::Train) && !files.export_json().exists() {
-                export::export_model(&self.run, model, self.snapshot, self.options.offline)?;
+        }
+        let Some(runtime) = runtime else { return Ok(None) };
+        let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
+        let setting = Setting { runtime, run: self.run, config, snapshot, quiet };
+        for model in &self.config.models {
+            if !self.run.model(&model.name).export_json().exists() {
+                let certificate = export_model(&setting, model)?;
+                self.say(&format!("exported {}", super::export::line(&model.name, &certificate)));
             }
         }
-        if self.stop_after.is_some() || !self.snapshot.has(Part::Test) {
+        if stop_after.is_some() {
             return Ok(None);
         }
-        for model in &self.config.models {
-            let statistics = infer::test_model(&self.run, model, self.snapshot, self.options.offline)?;
-            print(&report::table(&statistics))?;
+        if !snapshot.has(Part::Test) {
+            self.say("the snapshot has no test part: nothing is tested");
+            return Ok(None);
         }
+        super::infer::test_and_print(&setting, &self.config.models, self.options)?;
         Ok(None)
     }
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let job = Job { config: self.config, model, snapshot: self.snapshot, files, quiet: self.options.quiet };
-        let outcome = job.train(signals, |evaluation| println!("{evaluation}"))?;
+        let outcome = job.train(signals, |evaluation| super::print(&evaluation.to_string()))?;
         match outcome {
             Outcome::Finished(_) => Ok(None),
             Outcome::Interrupted(signal, step) => {

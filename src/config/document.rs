@@ -79,7 +79,7 @@ pub(super) fn set(root: &mut Node, assignment: &str) -> Result<(), Problem> {
     let mut problems = Vec::new();
     let value = match DeValue::parse(raw.trim()) {
         Ok(value) => from_value(value.get_ref(), Some(&flag), &mut problems, value.span()),
-        Err(_) => Value::String(raw.to_owned()),
+        Err(_) => Value::String(raw.trim().to_owned()),
     };
     if let Some(problem) = problems.pop() {
         return Err(problem);

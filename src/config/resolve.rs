@@ -7,7 +7,7 @@ use super::document::At;
 use super::table::{Bounds, Field, Table};
 use super::{
     ClassWeights, Config, Data, Duration, Export, Format, Goal, Infer, Interval, Metric, Model, Objective, Origin,
-    RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
+    ROOT, RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
 };
 
 const ANY: i64 = i64::MAX;
@@ -27,7 +27,7 @@ const DECAY: Bounds = Bounds { holds: |x| x > 0.0 && x <= 1.0, says: "a number a
 pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     let name = root.required("name", "the experiment's name, as `name = \"bbc\"`").and_then(|field| slug(&field, 32));
     let run_num = root.get("run_num").and_then(|field| run_num(&field)).unwrap_or(RunNum::Next);
-    let root_dir = root.get("root").and_then(|field| root_dir(&field)).unwrap_or_else(|| PathBuf::from("kiln-runs"));
+    let root_dir = root.get("root").and_then(|field| root_dir(&field)).unwrap_or_else(|| PathBuf::from(ROOT));
     let objective = objective(root.table("objective"));
 
     let data_table = root.required("data", "a table with the `source` of the rows").and_then(|field| field.table());
@@ -97,7 +97,7 @@ fn objective(table: Table<'_>) -> Objective {
     if goal != sensible
         && let Some(field) = table.get("goal")
     {
-        field.note(format!("`{}` turns the metric round: needs \"min\" for loss, \"max\" for all others", field.path));
+        field.reject::<()>("\"min\" for the metric loss, \"max\" for all others");
     }
     table.finish();
     Objective { metric, goal }

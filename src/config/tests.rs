@@ -1,1 +1,380 @@
+use std::path::Path;
 
+use super::*;
+
+/// Lines 1 to 3, and 4 to 6, of most files below.
+const HEAD: &str = "name = \"x\"\n[data]\nsource = \"a.csv\"\n";
+const MODEL: &str = "[[model]]\nname = \"m\"\npath = \"base\"\n";
+
+fn parse(text: &str, sets: &[&str]) -> Result<Config, ConfigError> {
+    let overrides = Overrides { sets: sets.iter().map(|set| set.to_string()).collect(), ..Overrides::default() };
+    let text = text.replace("<HEAD>", HEAD).replace("<MODEL>", MODEL);
+    Config::parse(&text, "dir/x.toml", Path::new("dir"), &overrides)
+}
+
+fn valid(text: &str, sets: &[&str]) -> Config {
+    parse(text, sets).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn error(text: &str, sets: &[&str]) -> String {
+    match parse(text, sets) {
+        Ok(_) => panic!("accepted {text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// A file, options, and for each error its first line (`dir/x.toml:` left out).
+const BAD: &[(&str, &[&str], &[&str])] = &[
+    // Unknown keys.
+    (
+        "<HEAD><MODEL>[train]\nlearning_rat = 1e-5",
+        &[],
+        &["8:1: unknown key `train.learning_rat`: did you mean `learning_rate`?"],
+    ),
+    ("nam = 1\n<HEAD><MODEL>", &[], &["1:1: unknown key `nam`: did you mean `name`?"]),
+    ("<HEAD><MODEL>[trian]\nepochs = 1", &[], &["7:2: unknown key `trian`: did you mean `train`?"]),
+    ("<HEAD><MODEL>[train]\ndtype = \"bf16\"", &[], &["8:1: unknown key `train.dtype`"]),
+    ("<HEAD><MODEL>\texport = 1", &[], &["7:2: unknown key `model.0.export`"]),
+    (
+        "<HEAD><MODEL>train = { adam-beta1 = 1 }",
+        &[],
+        &["7:11: unknown key `model.0.train.adam-beta1`: did you mean `adam_beta1`?"],
+    ),
+    // Wrong types and values.
+    ("<HEAD><MODEL>[train]\nepochs = \"three\"", &[], &["8:10: `train.epochs` is \"three\": needs an integer from 1"]),
+    (
+        "<HEAD><MODEL>[train]\nepochs = 0\nbatch_size = -1\nadam_beta1 = 1.0",
+        &[],
+        &[
+            "8:10: `train.epochs` is 0: needs an integer from 1",
+            "9:14: `train.batch_size` is -1: needs an integer from 1",
+            "10:14: `train.adam_beta1` is 1.0: needs a number from 0, below 1",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[train]\nlearning_rate = 5",
+        &[],
+        &["8:17: `train.learning_rate` is 5: needs a number above 0, at most 1"],
+    ),
+    ("<HEAD><MODEL>[train]\nweight_decay = nan", &[], &["8:16: `train.weight_decay` is NaN: needs a number from 0"]),
+    (
+        "<HEAD><MODEL>[train]\nseed = 99999999999999999999",
+        &[],
+        &["8:8: the integer 99999999999999999999 does not fit 64 bits"],
+    ),
+    (
+        "<HEAD><MODEL>[train]\nschedule = \"lineer\"",
+        &[],
+        &[
+            "8:12: `train.schedule` is \"lineer\": needs \"linear\", \"cosine\" or \"constant\"; did you mean \"linear\"?",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>train = { dropout = 1.5, seed = 1.0 }",
+        &[],
+        &[
+            "7:21: `model.0.train.dropout` is 1.5: needs a number from 0, below 1",
+            "7:33: `model.0.train.seed` is 1.0: needs an integer from 0",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[train]\nclass_weights = { \"a.b\" = -1, c = \"x\" }",
+        &[],
+        &[
+            "8:27: `train.class_weights.a.b` is -1: needs a number from 0",
+            "8:35: `train.class_weights.c` is \"x\": needs a number from 0",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[train]\nclass_weights = \"even\"\nfreeze = \"bert\"\neval_steps = 0\nthreads = \"all\"\ninit_from = \"a/b\"",
+        &[],
+        &[
+            "8:17: `train.class_weights` is \"even\": needs \"none\", \"balanced\" or a table from label to weight",
+            "9:10: `train.freeze` is \"bert\": needs a list of prefixes of parameter names",
+            "10:14: `train.eval_steps` is 0: needs an integer from 1 or \"epoch\"",
+            "11:11: `train.threads` is \"all\": needs an integer from 1 to 1024 or \"auto\"",
+            "12:13: `train.init_from` is \"a/b\": needs an earlier run's model, as \"experiment/3/minilm\"",
+        ],
+    ),
+    (
+        "<HEAD>format = \"arrow\"\nlabel = 3\n<MODEL>",
+        &[],
+        &[
+            "4:10: `data.format` is \"arrow\": needs \"auto\", \"csv\", \"tsv\", \"jsonl\", \"parquet\" or \"folders\"",
+            "5:9: `data.label` is 3: needs a string",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[export]\nopset = 17\n[infer]\nworkers = 0",
+        &[],
+        &[
+            "8:9: `export.opset` is 17: needs 12",
+            "10:11: `infer.workers` is 0: needs an integer from 1 to 1024 or \"auto\"",
+        ],
+    ),
+    ("run_num = 0\n<HEAD><MODEL>", &[], &["1:11: `run_num` is 0: needs an integer from 1 to 4294967295 or \"next\""]),
+    (
+        "run_num = \"last\"\n<HEAD><MODEL>",
+        &[],
+        &["1:11: `run_num` is \"last\": needs an integer from 1 to 4294967295 or \"next\""],
+    ),
+    (
+        "root = \"s3://b/p\"\n<HEAD><MODEL>",
+        &[],
+        &["1:8: `root` is \"s3://b/p\": needs a folder: this build of kiln has no `aws` feature"],
+    ),
+    (
+        "objective = { metric = \"loss\", goal = \"max\" }\n<HEAD><MODEL>",
+        &[],
+        &["1:39: `objective.goal` is \"max\": needs \"min\" for the metric loss, \"max\" for all others"],
+    ),
+    // Keys against each other.
+    (
+        "<HEAD><MODEL>[train]\nepochs = 3\nmax_steps = 7",
+        &[],
+        &["9:1: `train.max_steps` stands beside `epochs`: give one of `epochs` and `max_steps`"],
+    ),
+    (
+        "<HEAD>split = { validation = 0.5, test = 0.5 }\n<MODEL>",
+        &[],
+        &[
+            "4:9: `data.split` takes 1 of the rows for validation and test: needs less than 1, to leave rows to train on",
+        ],
+    ),
+    (
+        "<HEAD>split = { validation = 0 }\n<MODEL>",
+        &[],
+        &["4:9: `data.split.validation` is 0: needs a number above 0 where `source` gives no validation part"],
+    ),
+    ("<HEAD><MODEL><MODEL>", &[], &["8:8: `model.1.name` is \"m\": needs a name that no other model has"]),
+    (
+        "<HEAD><MODEL>config = {}",
+        &[],
+        &["7:10: `model.0.config` goes with `architecture`, from scratch: `path` brings its own"],
+    ),
+    (
+        "<HEAD>[[model]]\nname = \"m\"\narchitecture = \"bert\"\ntokenizer = { vocab_size = 10 }",
+        &[],
+        &["7:28: `model.0.tokenizer.vocab_size` is 10: needs an integer from 100 to 1000000"],
+    ),
+    // Names and paths.
+    (
+        "<HEAD>[[model]]\nname = \"trials\"\npath = \"hf:a/b@c\"",
+        &[],
+        &[
+            "5:8: `model.0.name` is \"trials\": needs another name: \"trials\" is reserved",
+            "6:8: `model.0.path` is \"hf:a/b@c\": needs a folder for now, with config.json, model.safetensors and tokenizer.json",
+        ],
+    ),
+    (
+        "<HEAD>[[model]]\nname = \"Mini_LM\"",
+        &[],
+        &[
+            "4:1: missing key `model.0.path`: a folder with a checkpoint, or `architecture` to train from scratch",
+            "5:8: `model.0.name` is \"Mini_LM\": needs 1 to 20 of a-z, 0-9 and -, with no - first",
+        ],
+    ),
+    ("<HEAD>[model]\nname = \"m\"", &[], &["4:1: `model` is a table: needs one or more [[model]] tables"]),
+    (
+        "name = \"x\"\n[data]\ntext = \"a\"",
+        &[],
+        &[
+            "1:1: missing key `model`: one or more [[model]] tables",
+            "2:2: missing key `data.source`: a file, a folder, { train = …, validation = …, test = … } or \"sample\"",
+        ],
+    ),
+    (
+        "name = \"x\"\ndata.source = { test = \"t\" }\n<MODEL>",
+        &[],
+        &["2:6: missing key `data.source.train`: the rows to train on"],
+    ),
+    // What is no TOML.
+    ("name = \"x\n[data]", &[], &["1:10: invalid basic string, expected `\"`"]),
+    ("name = \"x\"\nname = \"y\"", &[], &["2:1: duplicate key"]),
+];
+
+#[test]
+fn a_mistake_is_shown_where_it_is() {
+    for (text, sets, expected) in BAD {
+        let shown = error(text, sets);
+        let first_lines: Vec<_> = shown.lines().filter_map(|line| line.strip_prefix("dir/x.toml:")).collect();
+        assert_eq!(first_lines, *expected, "{text}");
+    }
+}
+
+#[test]
+fn a_mistake_in_an_option_names_the_option() {
+    let sets = [
+        "train.epochs=0",
+        "train.epoch=1",
+        "model.1.name=a",
+        "epochs",
+        "=3",
+        "train.freeze=[1]",
+        "name=Ä",
+        "name.a=[2, {b.c = 3}",
+    ];
+    let shown = error("<HEAD><MODEL>", &sets);
+    let first_lines: Vec<_> =
+        shown.lines().filter(|line| !line.starts_with("  = allowed: epochs, max_steps, ")).collect();
+    assert_eq!(
+        first_lines,
+        [
+            "--set model.1.name=a: `model` is a list of 1: needs an index from 0 to 0, got `1`",
+            "--set epochs: needs KEY=VALUE, as `train.epochs=3`",
+            "--set =3: \"\" is no key: needs names with dots between them, as `model.0.name`",
+            "--set name.a=[2, {b.c = 3}: `name` is a table: needs 1 to 32 of a-z, 0-9 and -, with no - first",
+            "--set train.epochs=0: `train.epochs` is 0: needs an integer from 1",
+            "--set train.freeze=[1]: `train.freeze.0` is 1: needs a prefix of parameter names",
+            "--set train.epoch=1: unknown key `train.epoch`: did you mean `epochs`?",
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_is_shown_with_its_line_and_what_is_allowed() {
+    assert_eq!(
+        error(
+            "# größer\nobjective = { goal = \"max\", 'größe' = 1, matric = \"loss\" }\n<HEAD><MODEL>[infer]\nworker\t= 1",
+            &[]
+        ),
+        "\
+dir/x.toml:2:29: unknown key `objective.größe`
+  |
+2 | objective = { goal = \"max\", 'größe' = 1, matric = \"loss\" }
+  |                             ^^^^^^^
+  = allowed: metric, goal
+dir/x.toml:2:42: unknown key `objective.matric`: did you mean `metric`?
+  |
+2 | objective = { goal = \"max\", 'größe' = 1, matric = \"loss\" }
+  |                                          ^^^^^^
+  = allowed: metric, goal
+dir/x.toml:10:1: unknown key `infer.worker`: did you mean `workers`?
+   |
+10 | worker\t= 1
+   | ^^^^^^
+  = allowed: workers, max_tokens"
+    );
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let config = valid("<HEAD><MODEL>", &[]);
+    let threads = available_threads();
+    let train = Train {
+        seed: 42,
+        duration: Duration::Epochs(3),
+        batch_size: 16,
+        micro_batch_tokens: 4096,
+        gradient_accumulation_steps: 1,
+        learning_rate: 5e-5,
+        weight_decay: 0.01,
+        adam_beta1: 0.9,
+        adam_beta2: 0.999,
+        adam_epsilon: 1e-8,
+        max_grad_norm: 1.0,
+        schedule: Schedule::Linear,
+        warmup: Warmup::Ratio(0.1),
+        label_smoothing: 0.0,
+        class_weights: ClassWeights::None,
+        dropout: None,
+        freeze: vec![],
+        layer_lr_decay: 1.0,
+        eval: Interval::Epoch,
+        save: Interval::Epoch,
+        keep_checkpoints: 2,
+        early_stopping_patience: 0,
+        threads,
+        init_from: None,
+    };
+    let expected = Config {
+        name: "x".into(),
+        run_num: RunNum::Next,
+        root: ROOT.into(),
+        objective: Objective { metric: Metric::MacroF1, goal: Goal::Max },
+        data: Data {
+            source: Source::Path("dir/a.csv".into()),
+            format: Format::Auto,
+            text: "text".into(),
+            text_pair: None,
+            label: "label".into(),
+            id: None,
+            split: Split { validation: 0.1, test: 0.2, seed: 42 },
+        },
+        models: vec![Model { name: "m".into(), origin: Origin::Folder("dir/base".into()), max_length: 256, train }],
+        export: Export { opset: 12 },
+        infer: Infer { workers: threads, max_tokens: 4096 },
+        text: format!("{HEAD}{MODEL}"),
+    };
+    assert_eq!(config, expected);
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), Config { text: String::new(), ..expected });
+}
+
+#[test]
+fn a_model_overrides_train() {
+    let text = "<HEAD><MODEL>max_length = 64\n[model.train]\nmax_steps = 9\nseed = 7\n[[model]]\nname = \"n\"\narchitecture = \"bert\"\nconfig = { hidden_size = 8, a = [1.5] }\n[train]\nepochs = 2\nwarmup_steps = 5\nseed = 1\nclass_weights = { \"a.b\" = 2 }";
+    let [m, n] = <[Model; 2]>::try_from(valid(text, &[]).models).unwrap();
+    assert_eq!(
+        (m.max_length, m.train.duration, m.train.seed, m.train.warmup),
+        (64, Duration::Steps(9), 7, Warmup::Steps(5))
+    );
+    assert_eq!((n.max_length, n.train.duration, n.train.seed), (256, Duration::Epochs(2), 1));
+    assert_eq!(n.train.class_weights, ClassWeights::Given([("a.b".to_owned(), 2.0)].into()));
+    let Origin::Scratch { architecture, config, vocab_size } = n.origin else { panic!("{:?}", n.origin) };
+    assert_eq!((architecture.as_str(), vocab_size), ("bert", 4000));
+    assert_eq!(serde_json::Value::from(config), serde_json::json!({ "hidden_size": 8, "a": [1.5] }));
+}
+
+#[test]
+fn options_are_laid_over_the_file() {
+    let sets = [
+        "train.max_steps=20",
+        "train.learning_rate=1e-3",
+        "train.class_weights.\"a.b\"=2",
+        "model.0.path=other",
+        "model.0.train.freeze=[\"bert.embeddings\"]",
+        "data.source.train=a.csv",
+        "data.text = the text",
+        "run_num=3",
+    ];
+    let text = "<HEAD>[[model]]\nname = \"m\"\narchitecture = \"bert\"\nconfig = { hidden_size = 8 }\n[train]\nepochs = 2\nclass_weights = \"none\"";
+    let config = valid(text, &sets);
+    let Model { origin, train, .. } = &config.models[0];
+    assert_eq!(*origin, Origin::Folder("other".into()));
+    assert_eq!((train.duration, train.learning_rate), (Duration::Steps(20), 1e-3));
+    assert_eq!(train.freeze, ["bert.embeddings"]);
+    assert_eq!(train.class_weights, ClassWeights::Given([("a.b".to_owned(), 2.0)].into()));
+    assert_eq!(config.data.source, Source::Parts { train: "a.csv".into(), validation: None, test: None });
+    assert_eq!((config.data.text.as_str(), config.run_num), ("the text", RunNum::Number(3)));
+    assert!(config.text.starts_with("# --set train.max_steps=20\n"), "{}", config.text);
+
+    let overrides = Overrides { root: Some("r".into()), threads: Some(7), ..Overrides::default() };
+    let text = format!("root = \"here\"\n{HEAD}{MODEL}train = {{ threads = 2 }}");
+    let config = Config::parse(&text, "x.toml", Path::new("dir"), &overrides).unwrap();
+    assert_eq!((config.root, config.models[0].train.threads, config.infer.workers), ("r".into(), 7, 7));
+}
+
+#[test]
+fn the_hash_is_of_what_decides_the_models() {
+    let hash = |sets: &[&str]| valid("<HEAD><MODEL>", sets).hash();
+    for same in ["train.threads=1", "infer.workers=1", "root=b", "run_num=4", "data.source=b.csv"] {
+        assert_eq!(hash(&[same]), hash(&[]), "{same}");
+    }
+    for other in ["train.seed=1", "model.0.path=c", "objective.metric=accuracy", "data.max_length=9"] {
+        assert_ne!(hash(&[other]), hash(&[]), "{other}");
+    }
+}
+
+#[test]
+fn the_quickstart_is_valid() {
+    let config = Config::load(None, &Overrides::default()).unwrap();
+    assert_eq!((config.name.as_str(), config.data.source), ("quickstart", Source::Sample));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_the_users_mistake() {
+    let error = Config::load(Some(Path::new("no/such.toml")), &Overrides::default()).unwrap_err();
+    assert!(error.chain().any(|cause| cause.is::<UserError>()));
+    assert_eq!(error.to_string(), "cannot read the experiment file no/such.toml");
+}

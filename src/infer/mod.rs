@@ -1,1 +1,139 @@
-//! infer
+//! Running exported models with ONNX Runtime, on CPU: [`test_model`] on the test part,
+//! [`predict_rows`] on any rows.
+
+mod predictions;
+pub mod predictor;
+pub mod runtime;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+pub use predictor::{Options, Predictor};
+pub use runtime::Runtime;
+
+use crate::config::{self, Config, Infer};
+use crate::data::{Dataset, Example, Part, Row, Snapshot, Tokenizer, encode_texts};
+use crate::metrics::{self, Statistics, Throughput};
+use crate::progress::Progress;
+use crate::store::{self, ModelDir, RunDir};
+use crate::{report, user_error};
+
+/// What exporting and testing take, whichever model of a run it is.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// ONNX Runtime.
+    pub runtime: &'a Runtime,
+    /// The run.
+    pub run: &'a RunDir,
+    /// Its configuration.
+    pub config: &'a Config,
+    /// Its data.
+    pub snapshot: &'a Snapshot,
+    /// No progress on stderr.
+    pub quiet: bool,
+}
+
+/// An exported model with its tokenizer.
+pub struct Exported<'a> {
+    model: &'a config::Model,
+    infer: Infer,
+    tokenizer: Tokenizer,
+    predictor: Predictor,
+}
+
+impl<'a> Exported<'a> {
+    /// Opens the ONNX file of a run's model, and the tokenizer in its `model/`.
+    ///
+    /// # Errors
+    /// The user's, where the run has no export of this model.
+    pub fn open(runtime: &Runtime, files: &ModelDir, model: &'a config::Model, infer: Infer) -> Result<Self> {
+        if !files.onnx().is_file() {
+            return Err(user_error!("{} is not there; make it with kiln export", files.onnx().display()));
+        }
+        let tokenizer = Tokenizer::from_folder(&files.model())?;
+        let options = Options { workers: infer.workers, max_tokens: infer.max_tokens, pad_id: tokenizer.pad_id() };
+        let predictor = Predictor::open(runtime, &files.onnx(), options)?;
+        Ok(Self { model, infer, tokenizer, predictor })
+    }
+}
+
+/// What [`test_model`] found.
+pub struct Tested {
+    /// The content of test/statistics.json.
+    pub statistics: Statistics,
+    /// The test part, as the model reads it.
+    pub dataset: Dataset,
+    /// The model's logits for it, by row.
+    pub logits: Vec<Vec<f32>>,
+    /// The model.
+    pub predictor: Predictor,
+}
+
+/// Runs a model's ONNX file on the test part and writes what it makes of it into `test/`:
+/// predictions.parquet, confusion.png and statistics.json.
+///
+/// # Errors
+/// The user's, where the run has no export of the model, or the snapshot no test part or other labels
+/// than the model; what ONNX Runtime and the file system say.
+pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested> {
+    let (files, snapshot, name) = (setting.run.model(&model.name), setting.snapshot, &model.name);
+    let Exported { infer, tokenizer, predictor, .. } =
+        Exported::open(setting.runtime, &files, model, setting.config.infer)?;
+    let labels = predictor.id2label()?;
+    if labels != snapshot.labels() {
+        return Err(user_error!(
+            "model {name:?} knows the labels {}, and snapshot {} has {}; test it on the data it was trained on",
+            labels.join(", "),
+            snapshot.hash(),
+            snapshot.labels().join(", ")
+        ));
+    }
+    let rows = snapshot.rows(Part::Test)?;
+    let dataset = snapshot
+        .encode(&tokenizer, model.max_length, &predictor.input_names(), &[Part::Test], infer.workers)?
+        .dataset(Part::Test)?;
+    ensure!(rows.len() == dataset.len(), "the test part has {} rows, and {} encoded", rows.len(), dataset.len());
+
+    let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
+    let progress = Progress::new(&format!("test {name}"), dataset.len() as u64, "row", setting.quiet);
+    let predictions = predictor.predict(&examples, &progress)?;
+    progress.finish();
+
+    let label = |i| dataset.label(i).with_context(|| format!("row {i} of the test part has no label"));
+    let truth: Vec<u32> = (0..dataset.len()).map(label).collect::<Result<_>>()?;
+    let predicted: Vec<u32> = predictions.logits.iter().map(|logits| metrics::argmax(logits)).collect::<Result<_>>()?;
+    let losses = predictions.logits.iter().zip(&truth).map(|(logits, &label)| metrics::cross_entropy(logits, label));
+    let loss = losses.sum::<f64>() / truth.len().max(1) as f64;
+    let mut statistics = metrics::statistics(&labels, &truth, &predicted, Some(loss));
+    statistics.throughput = Some(predictions.throughput);
+
+    let test = files.test();
+    predictions::write(&test.join("predictions.parquet"), &labels, &rows, &predictions.logits)?;
+    report::confusion(&metrics::confusion(labels.len(), &truth, &predicted), &labels, &test.join("confusion.png"))?;
+    store::write_json(&test.join("statistics.json"), &statistics)?;
+    Ok(Tested { statistics, dataset, logits: predictions.logits, predictor })
+}
+
+/// Predicts rows, which need no label, and writes them to `output` as a predictions.parquet.
+///
+/// # Errors
+/// What the tokenizer, ONNX Runtime and the file system say.
+pub fn predict_rows(
+    model: &Exported<'_>,
+    rows: &[Row],
+    output: &Path,
+    quiet: bool,
+) -> Result<Throughput> {
+    let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
+    let encoded = encode_texts(&model.tokenizer, &texts, model.model.max_length, model.infer.workers)?;
+    let examples: Vec<_> = encoded
+        .iter()
+        .map(|row| Example { input_ids: &row.input_ids, token_type_ids: Some(&row.token_type_ids) })
+        .collect();
+    let progress = Progress::new("predict", rows.len() as u64, "row", quiet);
+    let predictions = model.predictor.predict(&examples, &progress)?;
+    progress.finish();
+    predictions::write(output, &model.predictor.id2label()?, rows, &predictions.logits)?;
+    Ok(predictions.throughput)
+}

@@ -215,5 +215,12 @@ pub fn softmax(logits: &[f32]) -> Vec<f32> {
     exp.into_iter().map(|e| (e / sum) as f32).collect()
 }
 
+/// The cross-entropy of one example's logits, in f64.
+pub fn cross_entropy(logits: &[f32], label: u32) -> f64 {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - highest).exp()).sum();
+    sum.ln() - f64::from(logits[label as usize] - highest)
+}
+
 #[cfg(test)]
 mod tests;

@@ -11,40 +11,46 @@ fn names(n: usize) -> Vec<String> {
 /// What scikit-learn computed: tests/golden/make_metrics.py made the file.
 #[derive(Deserialize)]
 struct Golden {
-    labels: Vec<String>,
+    name: String,
+    labels: usize,
     y_true: Vec<u32>,
     y_pred: Vec<u32>,
     accuracy: f64,
     macro_f1: f64,
     micro_f1: f64,
     weighted_f1: f64,
-    precision: Vec<f64>,
-    recall: Vec<f64>,
-    f1: Vec<f64>,
-    support: Vec<u64>,
+    per_label: Vec<GoldenLabel>,
+}
+
+#[derive(Deserialize)]
+struct GoldenLabel {
+    precision: f64,
+    recall: f64,
+    f1: f64,
+    support: u64,
 }
 
 #[test]
 fn equal_to_scikit_learn() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/metrics.json");
-    let text = std::fs::read_to_string(path).unwrap();
-    let cases: Vec<Golden> = serde_json::from_str(&text).unwrap();
+    let cases: Vec<Golden> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     assert!(!cases.is_empty());
     for case in cases {
-        let got = statistics(&case.labels, &case.y_true, &case.y_pred, None);
+        let names = names(case.labels);
+        let got = statistics(&names, &case.y_true, &case.y_pred, None);
         let near = |what: &str, got: f64, want: f64| {
-            assert!((got - want).abs() <= 1e-9, "{what}: {got}, sklearn {want}");
+            assert!((got - want).abs() <= 1e-9, "{}: {what} {got}, sklearn {want}", case.name);
         };
         near("accuracy", got.accuracy, case.accuracy);
         near("macro_f1", got.macro_f1, case.macro_f1);
         near("micro_f1", got.micro_f1, case.micro_f1);
         near("weighted_f1", got.weighted_f1, case.weighted_f1);
-        for (id, label) in case.labels.iter().enumerate() {
-            let of_label = got.labels.iter().find(|l| l.label == *label).unwrap();
-            near(label, of_label.precision, case.precision[id]);
-            near(label, of_label.recall, case.recall[id]);
-            near(label, of_label.f1, case.f1[id]);
-            assert_eq!(of_label.count, case.support[id]);
+        for (name, want) in names.iter().zip(&case.per_label) {
+            let got = got.labels.iter().find(|l| l.label == *name).unwrap();
+            near(name, got.precision, want.precision);
+            near(name, got.recall, want.recall);
+            near(name, got.f1, want.f1);
+            assert_eq!(got.count, want.support, "{}: {name}", case.name);
         }
     }
 }
@@ -156,4 +162,10 @@ proptest! {
         let best = argmax(&logits).unwrap() as usize;
         prop_assert!(probabilities.iter().all(|&p| p <= probabilities[best]));
     }
+}
+
+#[test]
+fn cross_entropy_is_minus_log_softmax() {
+    assert!((cross_entropy(&[1.0, 2.0, 3.0], 2) - 0.407_605_964_444_38).abs() < 1e-12);
+    assert_eq!(cross_entropy(&[1e4, 0.0], 1), 1e4);
 }

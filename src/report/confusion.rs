@@ -1,4 +1,3 @@
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -38,7 +37,7 @@ pub fn confusion(confusion: &Confusion, labels: &[String], png: &Path) -> Result
     let mut canvas = Canvas::new(width, height)?;
     picture.draw(&canvas.area()).with_context(|| format!("cannot draw {}", png.display()))?;
     let bytes = canvas.png()?;
-    store::write(png, |file| file.write_all(&bytes))
+    store::write_bytes(png, &bytes)
 }
 
 struct Picture<'a> {
@@ -67,7 +66,8 @@ impl<'a> Picture<'a> {
             shown.truncate(MOST_CLASSES);
             shown.sort_unstable();
         }
-        let cell = (1350 / shown.len() as i32).clamp(20, 92);
+        let n = shown.len() as i32;
+        let cell = (1350 / n).clamp(20, (300 / n).max(92));
         Self {
             confusion,
             labels: shown.iter().map(|&id| shorten(&labels[id], LABEL_COLUMNS)).collect(),
@@ -101,9 +101,9 @@ impl<'a> Picture<'a> {
     fn size(&self) -> Result<(u32, u32)> {
         let (left, top) = self.corner()?;
         let height = top + self.side() + self.label_length()? + BOTTOM;
-        // The title needs its room where the matrix is small.
-        let width = (left + self.side() + RIGHT).max(560);
-        Ok((width as u32, height.max(360) as u32))
+        // The title needs its room where labels are few and short.
+        let width = (left + self.side() + RIGHT).max(440);
+        Ok((width as u32, height as u32))
     }
 
     fn draw(&self, area: &Area) -> Result<()> {
@@ -133,9 +133,9 @@ impl<'a> Picture<'a> {
         }
         let axis = text(14.0, GREY, HPos::Center);
         let under = top + side + self.label_length()? + 28;
-        area.draw_text("predicted", &axis, (px(left + side / 2), px(under)))?;
+        area.draw_text("predicted label", &axis, (px(left + side / 2), px(under)))?;
         let upright = axis.transform(FontTransform::Rotate270);
-        area.draw_text("label", &upright, (px(18), px(top + side / 2)))?;
+        area.draw_text("true label", &upright, (px(18), px(top + side / 2)))?;
         self.scale(area, (left + side + 24, top))
     }
 
@@ -159,7 +159,7 @@ impl<'a> Picture<'a> {
         let share = if total == 0 { 0.0 } else { count as f64 / total as f64 };
         // A hair of white is left between the cells. One mistake of many rows has some colour too.
         let corners = [(px(x) + 1, px(y) + 1), (px(x + self.cell) - 2, px(y + self.cell) - 2)];
-        let color = if count == 0 { RGBColor(250, 250, 250) } else { shade(share.max(0.06)) };
+        let color = if count == 0 { RGBColor(250, 250, 250) } else { shade(0.05 + 0.95 * share) };
         area.draw(&Rectangle::new(corners, color.filled()))?;
         if count == 0 {
             return Ok(());

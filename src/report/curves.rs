@@ -1,4 +1,3 @@
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -45,7 +44,7 @@ pub fn curves(metrics: &Path, png: &Path) -> Result<()> {
     let mut canvas = Canvas::new(WIDTH, HEIGHT)?;
     draw(&canvas.area(), &name, &steps, &evaluations).with_context(|| format!("cannot draw {}", png.display()))?;
     let bytes = canvas.png()?;
-    store::write(png, |file| file.write_all(&bytes))
+    store::write_bytes(png, &bytes)
 }
 
 fn draw(area: &Area, name: &str, steps: &[Step], evaluations: &[Evaluation]) -> Result<()> {
@@ -141,7 +140,7 @@ fn header(
     let epoch = epoch.fold(0.0, f64::max);
     let gap = if width > 0 { px(18) } else { 0 };
     area.draw_text(
-        &format!("{x_end} steps, {} epochs", short(epoch)),
+        &format!("{}, {}", counted(x_end as f64, "step"), counted(epoch, "epoch")),
         &text(14.0, GREY, HPos::Left),
         (px(24) + width as i32 + gap, middle + px(2)),
     )?;
@@ -161,7 +160,9 @@ fn header(
             let ends = vec![(x, y + px(dash)), (x, y + px(dash + 5))];
             area.draw(&PathElement::new(ends, GREY.stroke_width(SCALE)))?;
         }
-        ring(area, (x, y + px(1)), GREY)?;
+        for disc in ring((x, y + px(1)), GREY) {
+            area.draw(&disc)?;
+        }
     }
     Ok(())
 }
@@ -238,7 +239,7 @@ impl Panel<'_> {
             .axis_desc_style(("sans-serif", px(12), &GREY))
             .set_all_tick_mark_size(px(4))
             .x_labels(8)
-            .y_labels(if any { 6 } else { 0 })
+            .y_labels(if any { 8 } else { 0 })
             .x_label_formatter(&|step| count(*step))
             .y_label_formatter(&label)
             .x_desc("step")
@@ -268,11 +269,10 @@ impl Panel<'_> {
                 chart.draw_series(dots)?;
             }
         }
-        let plot = chart.plotting_area();
+        // Over all lines, so that none hides a mark.
         for line in &self.lines {
-            if let Some((step, value)) = line.best.filter(|(_, value)| value.is_finite()) {
-                let (x, y) = plot.map_coordinate(&(step, value));
-                ring(&area.strip_coord_spec(), (x, y), line.color)?;
+            if let Some(at) = line.best.filter(|(_, value)| value.is_finite()) {
+                chart.draw_series(ring(at, line.color))?;
             }
         }
         Ok(())
@@ -303,12 +303,9 @@ impl Panel<'_> {
 }
 
 /// The mark of the best evaluation.
-fn ring(area: &Area, at: (i32, i32), color: RGBColor) -> Result<()> {
-    area.draw(&Circle::new(at, px(6), WHITE.filled()))?;
-    area.draw(&Circle::new(at, px(6), color.filled()))?;
-    area.draw(&Circle::new(at, px(4), WHITE.filled()))?;
-    area.draw(&Circle::new(at, px(2), color.filled()))?;
-    Ok(())
+fn ring<C: Clone>(at: C, color: RGBColor) -> impl Iterator<Item = Circle<C, i32>> {
+    let disc = move |radius, color: RGBColor| Circle::new(at.clone(), px(radius), color.filled());
+    [(6, color), (4, WHITE), (2, color)].into_iter().map(move |(radius, color)| disc(radius, color))
 }
 
 fn finite(mut points: Vec<(u64, f64)>) -> Vec<(u64, f64)> {
@@ -316,14 +313,12 @@ fn finite(mut points: Vec<(u64, f64)>) -> Vec<(u64, f64)> {
     points
 }
 
-/// Each value's mean with its neighbours: 1/20 of all, half on either side.
+/// Each value's mean with its neighbours, 1/40 of all values on either side.
 fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let half = points.len() / 40;
-    // Where the window would run over an end, it is narrower on both sides: the ends stay in place.
-    let around = |i: usize| half.min(i).min(points.len() - 1 - i);
     (0..points.len())
         .map(|i| {
-            let near = &points[i - around(i)..=i + around(i)];
+            let near = &points[i.saturating_sub(half)..points.len().min(i + half + 1)];
             let sum: f64 = near.iter().map(|(_, value)| value).sum();
             (points[i].0, sum / near.len() as f64)
         })
@@ -371,6 +366,11 @@ fn count(n: u64) -> String {
     if n < 10_000 { n.to_string() } else { format!("{}k", (n as f64 / 100.0).round() / 10.0) }
 }
 
+/// `1 step`, `2.5 epochs`.
+fn counted(n: f64, unit: &str) -> String {
+    format!("{} {unit}{}", short(n), if n == 1.0 { "" } else { "s" })
+}
+
 /// `2`, `0.52`.
 fn short(n: f64) -> String {
     ((n * 100.0).round() / 100.0).to_string()
@@ -390,11 +390,12 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_keeps_ends_and_constants() {
-        let points: Vec<_> = (0..100).map(|i| (i, if i % 2 == 0 { 1.0 } else { 3.0 })).collect();
-        let smooth = smoothed(&points);
-        assert_eq!((smooth[0], smooth[99]), (points[0], points[99]));
-        assert!(smooth[10..90].iter().all(|(_, v)| (v - 2.0).abs() < 0.3));
+    fn smoothing_stays_in_place() {
+        let line: Vec<_> = (0..200).map(|i| (i, f64::from(i as u32))).collect();
+        let noise = |i| if i % 2 == 0 { 5.0 } else { -5.0 };
+        let noisy: Vec<_> = line.iter().map(|&(i, v)| (i, v + noise(i))).collect();
+        assert!(smoothed(&noisy).iter().zip(&line).all(|(got, want)| (got.1 - want.1).abs() < 4.0));
+        assert!(smoothed(&noisy)[5..195].iter().zip(&line[5..]).all(|(got, want)| (got.1 - want.1).abs() < 0.5));
     }
 
     /// Training files from an unlucky day: each draws, none panics.

@@ -59,10 +59,10 @@ mod tests {
         assert_eq!(
             text,
             "\
-label                                        count   correct  precision  recall      f1
-a label that goes on and on and on and…          1         1     1.0000  1.0000  1.0000
-sport                                            2         1     1.0000  0.5000  0.6667
-日本語                                           1         1     0.5000  1.0000  0.6667
+label                                       count   correct  precision  recall      f1
+a label that goes on and on and on and…         1         1     1.0000  1.0000  1.0000
+sport                                           2         1     1.0000  0.5000  0.6667
+日本語                                          1         1     0.5000  1.0000  0.6667
 examples=4 accuracy=0.7500 macro_f1=0.7778 micro_f1=0.7500 weighted_f1=0.7500 loss=0.2500
 "
         );

@@ -152,7 +152,7 @@ impl MetricsLog {
             }
         }
         if kept != text {
-            store::write(&self.path, |file| file.write_all(kept.as_bytes()))?;
+            store::write_bytes(&self.path, kept.as_bytes())?;
             *self = Self::open(&self.path)?; // the old handle still writes to the replaced file
         }
         Ok(())
@@ -220,7 +220,7 @@ mod tests {
     fn an_event_is_one_flat_line() {
         assert_eq!(
             serde_json::to_string(&step(2)).unwrap(),
-            r#"{"event":"step","step":2,"epoch":0.2,"train_loss":0.5,"learning_rate":5e-5,"grad_norm":1.5,"tokens_per_second":1234.0}"#
+            r#"{"event":"step","step":2,"epoch":0.2,"train_loss":0.5,"learning_rate":0.00005,"grad_norm":1.5,"tokens_per_second":1234.0}"#
         );
         let json = serde_json::to_string(&Event::Evaluation(evaluation(3))).unwrap();
         assert!(json.starts_with(r#"{"event":"evaluation","step":3,"epoch":1.999999,"train_loss":"#));

@@ -116,7 +116,7 @@ impl Checkpoints {
 }
 
 fn load_moments(file: &Path, classifier: &Classifier, optimizer: &mut Optimizer) -> Result<()> {
-    let read = || -> Result<()> {
+    let mut read = || -> Result<()> {
         let bytes = map(file)?;
         let tensors = SafeTensors::deserialize(&bytes)?;
         let elements = classifier.built().parameters.elements();

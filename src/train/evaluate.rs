@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 
-use super::loss::cross_entropy;
 use crate::data::{Dataset, sampler};
 use crate::metrics::{self, Statistics};
 use crate::pretrained::Classifier;
@@ -40,7 +39,7 @@ pub fn evaluate(classifier: &Classifier, dataset: &Dataset, tokens: usize) -> Re
             let label = dataset.label(i).with_context(|| format!("example {i} has no label"))?;
             evaluated.truth[i] = label;
             evaluated.predicted[i] = metrics::argmax(&logits).with_context(|| format!("logits of example {i}"))?;
-            losses[i] = cross_entropy(&logits, label);
+            losses[i] = metrics::cross_entropy(&logits, label);
         }
     }
     evaluated.loss = losses.iter().sum::<f64>() / dataset.len().max(1) as f64;

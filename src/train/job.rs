@@ -1,5 +1,7 @@
 //! One model's way from its origin to a folder that transformers loads.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
@@ -43,13 +45,14 @@ impl Job<'_> {
     /// A folder that is no model, or a `max_length` that the model cannot read.
     pub fn start(&self, parts: &[Part]) -> Result<Start> {
         let (labels, train) = (self.snapshot.labels(), &self.model.train);
-        let (classifier, tokenizer) = match &self.model.origin {
-            Origin::Folder(folder) => {
+        let earlier = train.init_from.as_ref().map(|reference| store::find_model(reference, &self.config.root)).transpose()?;
+        let (classifier, tokenizer) = match (&earlier, &self.model.origin) {
+            (Some(folder), _) | (None, Origin::Folder(folder)) => {
                 let (classifier, report) = Classifier::pretrained(folder, labels, train.dropout, train.seed)?;
                 self.say(&format!("{}: {}", folder.display(), describe(&report)));
                 (classifier, Tokenizer::from_folder(folder)?)
             }
-            Origin::Scratch { architecture, config, vocab_size } => {
+            (None, Origin::Scratch { architecture, config, vocab_size }) => {
                 let tokenizer = self.snapshot.scratch_tokenizer(*vocab_size)?;
                 let (vocab_size, pad_id) = (tokenizer.vocab_size(), tokenizer.pad_id());
                 let classifier =
@@ -75,19 +78,20 @@ impl Job<'_> {
     ///
     /// # Errors
     /// What loading, encoding and training say.
-    pub fn train(&self, signals: &Signals, print: impl Fn(&Evaluation)) -> Result<Outcome> {
+    pub fn train(&self, signals: &Signals, print: impl Fn(&Evaluation) -> Result<()>) -> Result<Outcome> {
         let settings = &self.model.train;
-        kiln_kernels::threads::set(settings.threads);
+        kiln_kernels::threads::set(settings.threads)?;
         let Start { classifier, tokenizer, encoding } = self.start(&[Part::Train, Part::Validation])?;
         let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
 
+        fs::create_dir_all(self.files.dir()).with_context(|| self.files.dir().display().to_string())?;
         let checkpoints = || Checkpoints::new(self.files.checkpoints(), settings.keep_checkpoints);
         let log = MetricsLog::open(&self.files.metrics_jsonl())?;
         let parts = (&train, &validation);
         let mut trainer = Trainer::new(&classifier, parts, settings, self.config.objective, checkpoints(), log)?;
         let label = format!("train {}", self.model.name);
         let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
-        let outcome = trainer.fit(signals, &progress, print)?;
+        let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
         progress.finish();
         let Outcome::Finished(best) = outcome else { return Ok(outcome) };
 

@@ -1,4 +1,4 @@
-//! Class weights, and the loss of an evaluation.
+//! Class weights.
 
 use anyhow::Result;
 
@@ -36,13 +36,6 @@ pub fn class_weights(weights: &ClassWeights, labels: &[String], counts: &[u64]) 
     }
 }
 
-/// The cross-entropy of one example's logits, in f64.
-pub fn cross_entropy(logits: &[f32], label: u32) -> f64 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - highest).exp()).sum();
-    sum.ln() - f64::from(logits[label as usize] - highest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,11 +55,5 @@ mod tests {
         let error = |keys| class_weights(&given(keys), &labels, &[1, 1]).unwrap_err().to_string();
         assert_eq!(error(&["a", "c"]), "train.class_weights: the data has no label \"c\"; it has a, b");
         assert_eq!(error(&["a"]), "train.class_weights: label \"b\" has no weight; give every label one");
-    }
-
-    #[test]
-    fn cross_entropy_is_minus_log_softmax() {
-        assert!((cross_entropy(&[1.0, 2.0, 3.0], 2) - 0.407_605_964_444_38).abs() < 1e-12);
-        assert_eq!(cross_entropy(&[1e4, 0.0], 1), 1e4);
     }
 }

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks for a checkpoint at the next step, the second ends at once.
+//! SIGINT and SIGTERM: while the loop runs, the first asks for a checkpoint at the next step; the
+//! second, and any at another time, ends the process at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,22 +11,31 @@ use signal_hook::flag;
 /// Which signal has come, if any.
 pub struct Signals {
     received: Arc<AtomicUsize>,
+    at_once: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// Listens from now on.
+    /// Makes ready to listen.
     ///
     /// # Errors
     /// What the system says of the handlers.
     pub fn listen() -> Result<Self> {
-        let (received, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (received, at_once) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds `again` unset, sets it, and is noted.
-            flag::register_conditional_default(signal, again.clone())?;
-            flag::register(signal, again.clone())?;
+            // They run in this order: a signal that finds `at_once` unset sets it, and is noted.
+            flag::register_conditional_default(signal, at_once.clone())?;
+            flag::register(signal, at_once.clone())?;
             flag::register_usize(signal, received.clone(), signal as usize)?;
         }
-        Ok(Self { received })
+        Ok(Self { received, at_once })
+    }
+
+    /// Runs `work`, which asks [`received`](Self::received) between its steps.
+    pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.at_once.store(false, Ordering::SeqCst);
+        let result = work();
+        self.at_once.store(true, Ordering::SeqCst);
+        result
     }
 
     /// The signal that came.

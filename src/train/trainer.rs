@@ -104,7 +104,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A parameter without a gradient at the first step; a loss or gradient that is not finite; what
     /// kernels and the file system say.
-    pub fn fit(&mut self, signals: &Signals, progress: &Progress, print: impl Fn(&Evaluation)) -> Result<Outcome> {
+    pub fn fit(&mut self, signals: &Signals, progress: &Progress, print: impl Fn(&Evaluation) -> Result<()>) -> Result<Outcome> {
         let parameters = &self.classifier.built().parameters;
         let first = self.state.step;
         while self.state.step < self.total_steps && !self.state.stopped_early {
@@ -145,7 +145,7 @@ impl<'a> Trainer<'a> {
             if self.is_due(self.settings.eval) {
                 let evaluation = self.evaluate()?;
                 best = evaluation.best;
-                progress.suspend(|| print(&evaluation));
+                progress.suspend(|| print(&evaluation))?;
             }
             let signal = signals.received();
             if best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save) {

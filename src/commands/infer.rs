@@ -1,0 +1,77 @@
+//! `kiln infer`: a run's ONNX models on the test part, or on rows without labels.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::Map;
+
+use super::export::{Target, by_model};
+use super::{print, print_json};
+use crate::cli::{self, Options};
+use crate::config::{self, Data, Format};
+use crate::data::{Snapshot, read_rows};
+use crate::export::certify_test;
+use crate::infer::{Exported, Setting, predict_rows, runtime, test_model};
+use crate::{report, user_error};
+
+/// Tests the run's models, or predicts `--input` with one of them.
+///
+/// # Errors
+/// The user's, where there is no such run, model or export; what [`test_model`] and [`predict_rows`] say.
+pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
+    let target = Target::find(&args.target, options)?;
+    if let (Some(input), Some(output)) = (&args.input, &args.output) {
+        return predict(&target, input, output, options);
+    }
+    let snapshot = Snapshot::open(&target.run.snapshot_dir()?)?;
+    let setting = Setting {
+        runtime: runtime::ensure(options.offline)?,
+        run: &target.run,
+        config: &target.config,
+        snapshot: &snapshot,
+        quiet: options.quiet,
+    };
+    test_and_print(&setting, &target.models, options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tests models, certifies what each said where its weights lie beside, and prints their tables.
+///
+/// # Errors
+/// What [`test_model`] and [`certify_test`] say.
+pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], options: &Options) -> Result<()> {
+    let mut all = Map::new();
+    for model in models {
+        let tested = test_model(setting, model)?;
+        certify_test(setting, model, &tested)?;
+        if !options.json {
+            let name = if models.len() > 1 { format!("{}\n", model.name) } else { String::new() };
+            print(format!("{name}{}", report::table(&tested.statistics)).trim_end())?;
+        }
+        all.insert(model.name.clone(), serde_json::to_value(tested.statistics)?);
+    }
+    if options.json {
+        print_json(&by_model(all))?;
+    }
+    Ok(())
+}
+
+fn predict(target: &Target, input: &Path, output: &Path, options: &Options) -> Result<ExitCode> {
+    let [model] = target.models.as_slice() else {
+        let names: Vec<_> = target.models.iter().map(|model| model.name.as_str()).collect();
+        return Err(user_error!("--input takes one model, and the run has {}: choose by --model", names.join(", ")));
+    };
+    // Columns are the run's; a file's form is its own.
+    let rows = read_rows(input, &Data { format: Format::Auto, ..target.config.data.clone() })?;
+    let files = target.run.model(&model.name);
+    let exported = Exported::open(runtime::ensure(options.offline)?, &files, model, target.config.infer)?;
+    let throughput = predict_rows(&exported, &rows, output, options.quiet)?;
+    if options.json {
+        print_json(&throughput)?;
+    } else {
+        let rate = throughput.examples_per_second;
+        print(&format!("model={} examples={} examples_per_second={rate:.1}", model.name, rows.len()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,309 @@
+//! The run tree: which path is what.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+use super::{Pins, read_json};
+use crate::error::UserError;
+use crate::user_error;
+
+/// An experiment's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Experiment {
+    root: PathBuf,
+    name: String,
+}
+
+/// A run's folder: paths, and what its files say. [`Run`](super::Run) is one that this process holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    experiment: Experiment,
+    run_num: u32,
+}
+
+/// run.json.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// What the run is.
+    pub job_type: JobType,
+    /// The experiment.
+    pub experiment: String,
+    /// Which of its runs.
+    pub run_num: u32,
+    /// The models' names, in the configuration's order.
+    pub models: Vec<String>,
+    /// The data's snapshot.
+    pub snapshot: String,
+    /// The snapshot's folder, where it lies elsewhere than in the experiment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_dir: Option<PathBuf>,
+    /// How far it is.
+    pub status: Status,
+    /// [`Config::hash`](crate::config::Config::hash).
+    pub config_hash: String,
+    /// When it was started, in seconds since 1970.
+    pub start: u64,
+}
+
+/// What a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobType {
+    /// Models are trained.
+    Training,
+    /// Runs are compared.
+    Comparison,
+    /// Parameters are searched.
+    Tuning,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It runs, or its process was killed.
+    Training,
+    /// It is complete.
+    Finished,
+    /// A signal ended it, with a checkpoint written.
+    Interrupted,
+    /// An error ended it.
+    Failed,
+}
+
+/// A model's folder in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDir {
+    dir: PathBuf,
+}
+
+impl Experiment {
+    /// The experiment `name` under `root`; touches no file.
+    pub fn new(root: &Path, name: &str) -> Self {
+        Self { root: root.to_owned(), name: name.to_owned() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `<root>/<experiment>`
+    pub fn dir(&self) -> PathBuf {
+        self.root.join(&self.name)
+    }
+
+    /// `<root>/<experiment>/data`: the snapshots.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir().join("data")
+    }
+
+    /// `<root>/<experiment>/runs`
+    pub fn runs(&self) -> PathBuf {
+        self.dir().join("runs")
+    }
+
+    /// `<root>/<experiment>/runs/<run_num>`, whether it is there or not.
+    pub fn run(&self, run_num: u32) -> RunDir {
+        RunDir { experiment: self.clone(), run_num }
+    }
+
+    /// The numbers of its runs, ascending.
+    pub fn run_nums(&self) -> Vec<u32> {
+        let mut numbers: Vec<u32> = names(&self.runs()).filter_map(|name| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+impl RunDir {
+    /// The run's folder.
+    pub fn dir(&self) -> PathBuf {
+        self.experiment.runs().join(self.run_num.to_string())
+    }
+
+    /// The experiment it belongs to.
+    pub fn experiment(&self) -> &Experiment {
+        &self.experiment
+    }
+
+    /// Which of the experiment's runs it is.
+    pub fn run_num(&self) -> u32 {
+        self.run_num
+    }
+
+    /// How messages name it: `experiment/run_num`.
+    pub fn reference(&self) -> String {
+        format!("{}/{}", self.experiment.name, self.run_num)
+    }
+
+    /// Reads run.json.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn record(&self) -> Result<RunRecord> {
+        read_json(&self.record_path())
+    }
+
+    /// Reads lock.json, the resolved configuration in it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn pins(&self) -> Result<Pins> {
+        read_json(&self.pins_path())
+    }
+
+    /// The folder of one of its models, whether it is there or not.
+    pub fn model(&self, name: &str) -> ModelDir {
+        ModelDir { dir: self.dir().join(name) }
+    }
+
+    /// The folder of its data's snapshot.
+    ///
+    /// # Errors
+    /// run.json cannot be read.
+    pub fn snapshot_dir(&self) -> Result<PathBuf> {
+        let record = self.record()?;
+        Ok(record.snapshot_dir.unwrap_or_else(|| self.experiment.data_dir().join(record.snapshot)))
+    }
+
+    pub(super) fn record_path(&self) -> PathBuf {
+        self.dir().join("run.json")
+    }
+
+    pub(super) fn pins_path(&self) -> PathBuf {
+        self.dir().join("lock.json")
+    }
+}
+
+impl ModelDir {
+    /// The model's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Checkpoints to resume from, a folder for each step.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
+    /// The best weights, as transformers loads them.
+    pub fn model(&self) -> PathBuf {
+        self.dir.join("model")
+    }
+
+    /// The exported model.
+    pub fn onnx(&self) -> PathBuf {
+        self.dir.join("model.onnx")
+    }
+
+    /// The export's certificate.
+    pub fn export_json(&self) -> PathBuf {
+        self.dir.join("export.json")
+    }
+
+    /// What happened at each step and evaluation.
+    pub fn metrics_jsonl(&self) -> PathBuf {
+        self.dir.join("metrics.jsonl")
+    }
+
+    /// Validation at the best checkpoint.
+    pub fn statistics_json(&self) -> PathBuf {
+        self.dir.join("statistics.json")
+    }
+
+    /// Losses, learning rate and scores over the steps.
+    pub fn curves_png(&self) -> PathBuf {
+        self.dir.join("curves.png")
+    }
+
+    /// What the exported model makes of the test part: statistics.json, predictions.parquet, …
+    pub fn test(&self) -> PathBuf {
+        self.dir.join("test")
+    }
+}
+
+/// The run that `reference` names: a run's folder, `experiment/run_num` under `root`, an
+/// experiment for its newest run, or nothing for the newest of all.
+///
+/// # Errors
+/// There is no such run.
+pub fn find(reference: Option<&str>, root: &Path) -> Result<RunDir> {
+    let Some(reference) = reference else {
+        let runs = names(root).flat_map(|name| runs_of(&Experiment::new(root, &name)));
+        return newest(runs).ok_or_else(|| {
+            user_error!("no run under {}: `kiln train` makes one, --root names another folder", root.display())
+        });
+    };
+    let folder = Path::new(reference);
+    if folder.join("run.json").is_file() {
+        return from_folder(folder);
+    }
+    let found = match reference.split_once('/') {
+        None => newest(runs_of(&Experiment::new(root, reference))),
+        Some((experiment, number)) => number.parse().ok().map(|number| Experiment::new(root, experiment).run(number)),
+    };
+    found.filter(|run| run.record_path().is_file()).ok_or_else(|| {
+        let known: Vec<String> =
+            names(root).flat_map(|name| runs_of(&Experiment::new(root, &name))).map(|run| run.reference()).collect();
+        let known = if known.is_empty() { "there is none".into() } else { format!("there are {}", known.join(", ")) };
+        user_error!(
+            "no run {reference:?}: needs a run's folder or experiment/run_num under {}; {known}",
+            root.display()
+        )
+    })
+}
+
+/// The `model/` folder of an earlier run's model, `experiment/run_num/model` under `root`.
+///
+/// # Errors
+/// There is no such run, or it has no such model.
+pub fn find_model(reference: &str, root: &Path) -> Result<PathBuf> {
+    let (run, name) = reference.rsplit_once('/').unwrap_or((reference, ""));
+    let folder = find(Some(run), root)?.model(name).model();
+    if folder.is_dir() { Ok(folder) } else { Err(user_error!("{reference:?}: {} is not there", folder.display())) }
+}
+
+/// A run from its folder, which may be named from within.
+fn from_folder(folder: &Path) -> Result<RunDir> {
+    let full = fs::canonicalize(folder)
+        .map_err(|error| UserError(anyhow!(error).context(format!("cannot open {}", folder.display()))))?;
+    // <root>/<experiment>/runs/<run_num>
+    let place = (|| {
+        let run_num = full.file_name()?.to_str()?.parse().ok()?;
+        let runs = full.parent().filter(|runs| runs.ends_with("runs"))?;
+        let experiment = runs.parent()?;
+        Some(Experiment::new(experiment.parent()?, experiment.file_name()?.to_str()?).run(run_num))
+    })();
+    place.ok_or_else(|| {
+        user_error!("{} is not at its place, <root>/<experiment>/runs/<run_num>: move it there", full.display())
+    })
+}
+
+fn runs_of(experiment: &Experiment) -> Vec<RunDir> {
+    experiment
+        .run_nums()
+        .into_iter()
+        .map(|number| experiment.run(number))
+        .filter(|run| run.record_path().is_file())
+        .collect()
+}
+
+fn newest(runs: impl IntoIterator<Item = RunDir>) -> Option<RunDir> {
+    runs.into_iter().max_by_key(|run| (run.record().map_or(0, |record| record.start), run.run_num))
+}
+
+/// Names in a folder, sorted; none where there is no folder.
+fn names(dir: &Path) -> impl Iterator<Item = String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.into_iter()
+}

@@ -1,0 +1,133 @@
+//! lock.json: everything that decides what a run's models are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{Config, Origin, hex};
+
+/// What a run was made from, to make it again or to say why it cannot go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pins {
+    /// kiln's version.
+    pub kiln: String,
+    /// [`Config::hash`].
+    pub config_hash: String,
+    /// The data's snapshot.
+    pub snapshot: String,
+    /// SHA-256 of the weights each model starts from, by model, then by file; none from scratch.
+    pub base_weights: BTreeMap<String, BTreeMap<String, String>>,
+    /// CPU threads by model: with as many, a run is the same to the last bit.
+    pub threads: BTreeMap<String, usize>,
+    /// The CPU's architecture and the extensions that kernels choose by.
+    pub cpu_features: Vec<String>,
+    /// The configuration, resolved.
+    pub config: Config,
+}
+
+impl Pins {
+    /// Pins what `config` and the data's `snapshot` are now; reads the base weights.
+    ///
+    /// # Errors
+    /// The weights cannot be read.
+    pub fn new(config: &Config, snapshot: &str) -> Result<Self> {
+        let mut base_weights = BTreeMap::new();
+        for model in &config.models {
+            let Origin::Folder(folder) = &model.origin else { continue };
+            let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+            let mut files = BTreeMap::new();
+            for entry in entries.flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
+                    files.insert(entry.file_name().to_string_lossy().into_owned(), sha256_file(&entry.path())?);
+                }
+            }
+            base_weights.insert(model.name.clone(), files);
+        }
+        Ok(Self {
+            kiln: env!("CARGO_PKG_VERSION").into(),
+            config_hash: config.hash(),
+            snapshot: snapshot.into(),
+            base_weights,
+            threads: config.models.iter().map(|model| (model.name.clone(), model.train.threads)).collect(),
+            cpu_features: cpu_features(),
+            config: config.clone(),
+        })
+    }
+
+    /// What keeps `config` on `snapshot` from going on with this run, as `key: then, now`; empty
+    /// where nothing does.
+    pub(super) fn differences(&self, config: &Config, snapshot: &str) -> Vec<String> {
+        let mut differences = Vec::new();
+        if self.config_hash != config.hash() {
+            let pair = |config: &Config| serde_json::to_value(config.decisive()).unwrap_or_default();
+            differ("", &pair(&self.config), &pair(config), &mut differences);
+            if differences.is_empty() {
+                differences.push("the configuration".into());
+            }
+        }
+        if self.snapshot != snapshot {
+            differences.push(format!("the data: snapshot {} then, {snapshot} now", self.snapshot));
+        }
+        differences
+    }
+}
+
+/// Adds the leaves in which two JSON values differ.
+fn differ(path: &str, then: &Value, now: &Value, out: &mut Vec<String>) {
+    let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match (then, now) {
+        (Value::Object(a), Value::Object(b)) => {
+            for key in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
+                differ(&join(key), a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), out);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (index, (a, b)) in a.iter().zip(b).enumerate() {
+                differ(&join(&index.to_string()), a, b, out);
+            }
+        }
+        _ if then != now => out.push(format!("{path}: {then} then, {now} now")),
+        _ => {}
+    }
+}
+
+/// SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut hash = || -> io::Result<()> {
+        let mut file = File::open(path)?;
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
+    };
+    hash().with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+fn cpu_features() -> Vec<String> {
+    let mut features = vec![std::env::consts::ARCH.to_owned()];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let found = [
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ];
+        features.extend(found.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()));
+    }
+    features
+}
