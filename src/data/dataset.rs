@@ -1,6 +1,7 @@
 //! Encoded rows, mapped into memory: a row is a slice of the file.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use arrow_ipc::reader::StreamDecoder;
 use memmap2::Mmap;
 use serde_json::Value;
 
-use crate::store::read_json;
+use crate::store::{read_json, sha256_file};
 
 /// The rows of one part, as a `datasets` folder keeps them.
 #[derive(Clone, Debug)]
@@ -82,11 +83,16 @@ impl Dataset {
     fn read(dir: &Path, model: Option<&str>) -> Result<Self> {
         let state: Value = read_json(&dir.join("state.json"))?;
         let files = state["_data_files"].as_array().into_iter().flatten().filter_map(|file| file["filename"].as_str());
+        // kiln's own folders say what their file should be; others are taken as they are.
+        let card = dir.join("card.json");
+        let sha256 =
+            if card.exists() { read_json::<Value>(&card)?["sha256"].as_str().map(str::to_owned) } else { None };
         let mut dataset = Self { batches: Vec::new(), len: 0 };
         for file in files {
             let path = dir.join(file);
-            for batch in map(&path)
-                .with_context(|| format!("{} is broken; delete its folder and prepare again", path.display()))?
+            let batches = verify(&path, sha256.as_deref()).and_then(|()| map(&path));
+            for batch in
+                batches.with_context(|| format!("{} is broken; delete its folder and prepare again", path.display()))?
             {
                 let columns =
                     Batch::new(&batch, model).with_context(|| format!("cannot train on {}", path.display()))?;
@@ -146,6 +152,14 @@ impl Dataset {
     }
 }
 
+fn verify(path: &Path, sha256: Option<&str>) -> Result<()> {
+    if let Some(wanted) = sha256 {
+        let got = sha256_file(path)?;
+        ensure!(got == wanted, "its SHA-256 is {got}, card.json says {wanted}");
+    }
+    Ok(())
+}
+
 /// The record batches of an Arrow stream, over the mapped file.
 fn map(path: &Path) -> Result<Vec<RecordBatch>> {
     let file = File::open(path)?;
@@ -157,15 +171,19 @@ fn map(path: &Path) -> Result<Vec<RecordBatch>> {
     ensure!(mapped.ends_with(&end_of_stream), "it is cut off: the stream's end is missing");
     // SAFETY: the buffer holds the mapping for as long as it lives.
     let mut buffer = unsafe { Buffer::from_custom_allocation(start, mapped.len(), mapped) };
-    let mut decoder = StreamDecoder::new();
-    let mut batches = Vec::new();
-    while !buffer.is_empty() {
-        if let Some(batch) = decoder.decode(&mut buffer)? {
-            batches.push(batch);
+    let mut decode = || -> Result<Vec<RecordBatch>> {
+        let mut decoder = StreamDecoder::new();
+        let mut batches = Vec::new();
+        while !buffer.is_empty() {
+            if let Some(batch) = decoder.decode(&mut buffer)? {
+                batches.push(batch);
+            }
         }
-    }
-    decoder.finish()?;
-    Ok(batches)
+        decoder.finish()?;
+        Ok(batches)
+    };
+    // arrow-ipc asserts that a message's buffers lie within it.
+    catch_unwind(AssertUnwindSafe(&mut decode)).unwrap_or_else(|_| bail!("its messages contradict themselves"))
 }
 
 impl Batch {
@@ -386,7 +404,7 @@ mod tests {
             let error = format!("{:#}", Dataset::open(folder.path()).unwrap_err());
             assert!(error.contains("a.arrow is broken; delete its folder"), "{error}");
         }
-        // A flipped bit may make another number; it must not end the process.
+        // Without a checksum a flipped bit may make another number; it must not end the process.
         for at in 0..whole.len() {
             for bit in [0, 3, 7] {
                 let mut broken = whole.clone();
@@ -397,5 +415,13 @@ mod tests {
                 }
             }
         }
+        // With one it is seen.
+        fs::write(&path, &whole).unwrap();
+        let card =
+            |sha256: &str| fs::write(folder.path().join("card.json"), format!(r#"{{"sha256": "{sha256}"}}"#)).unwrap();
+        card(&sha256_file(&path).unwrap());
+        Dataset::open(folder.path()).unwrap();
+        card("0");
+        assert!(format!("{:#}", Dataset::open(folder.path()).unwrap_err()).contains("card.json says 0"));
     }
 }

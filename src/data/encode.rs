@@ -20,7 +20,7 @@ use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
 use super::card::{EncodingCard, Lengths};
 use super::snapshot::{publish, write_json};
 use super::{Dataset, Part, Snapshot, Tokenizer, short_hash};
-use crate::store::{read_json, stage};
+use crate::store::{self, read_json, stage};
 use crate::user_error;
 
 /// Part of every encoding's hash: what the same tokenizer makes of the same rows has changed where
@@ -40,8 +40,6 @@ pub struct Encoded {
     pub input_ids: Vec<i32>,
     /// 0 in the first text, 1 in the second of a pair.
     pub token_type_ids: Vec<i8>,
-    /// Tokens before truncation, special tokens included.
-    pub untruncated: usize,
 }
 
 /// Encoded parts of a snapshot.
@@ -140,7 +138,8 @@ pub fn encode_texts(
     max_length: usize,
     threads: usize,
 ) -> Result<Vec<Encoded>> {
-    Encoder::new(tokenizer, max_length, threads)?.encode(rows)
+    let paired = rows.iter().any(|(_, pair)| pair.is_some());
+    Encoder::new(tokenizer, max_length, paired, threads)?.encode(rows)
 }
 
 /// A tokenizer that truncates, and threads for it.
@@ -152,7 +151,14 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, max_length: usize, threads: usize) -> Result<Self> {
+    fn new(tokenizer: &'a Tokenizer, max_length: usize, paired: bool, threads: usize) -> Result<Self> {
+        let added = tokenizer.added_tokens(paired);
+        let needed = added + if paired { 2 } else { 1 };
+        if max_length < needed {
+            return Err(user_error!(
+                "max_length = {max_length} leaves no room for text beside {added} special tokens: needs {needed}"
+            ));
+        }
         let mut truncating = tokenizer.inner.clone();
         let truncation = TruncationParams {
             max_length,
@@ -166,35 +172,34 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&self, rows: &[(&str, Option<&str>)]) -> Result<Vec<Encoded>> {
-        let paired = rows.iter().any(|(_, pair)| pair.is_some());
-        let added = self.tokenizer.added_tokens(paired);
-        let texts = if paired { 2 } else { 1 };
-        if self.max_length < added + texts {
-            return Err(user_error!(
-                "max_length = {} leaves no room for text beside {added} special tokens: needs {}",
-                self.max_length,
-                added + texts
-            ));
-        }
         self.pool.install(|| rows.par_iter().map(|&(text, pair)| self.encode_one(text, pair)).collect())
     }
 
     fn encode_one(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
-        // Each text by itself and whole first: so the length before truncation is known.
-        let whole = |text: &str| self.tokenizer.inner.encode_fast(text, false);
-        let failed = |e| anyhow!("the tokenizer fails on {:?}…: {e}", text.chars().take(40).collect::<String>());
-        let first = whole(text).map_err(failed)?;
-        let second = pair.map(whole).transpose().map_err(failed)?;
-        let untruncated = first.len()
-            + second.as_ref().map_or(0, |second| second.len())
-            + self.tokenizer.added_tokens(pair.is_some());
-        let encoding = self.truncating.post_process(first, second, true).map_err(failed)?;
+        let encoding = encode(&self.truncating, text, pair)?;
         Ok(Encoded {
             input_ids: encoding.get_ids().iter().map(|&id| id as i32).collect(),
             token_type_ids: encoding.get_type_ids().iter().map(|&id| id as i8).collect(),
-            untruncated,
         })
     }
+
+    /// Tokens of each row before truncation. The truncating tokenizer stops where a text is full, so
+    /// that rows which may be cut are encoded once more.
+    fn lengths(&self, rows: &[(&str, Option<&str>)], encoded: &[Encoded]) -> Result<Vec<usize>> {
+        let length = |(&(text, pair), encoded): (&(&str, Option<&str>), &Encoded)| match encoded.input_ids.len() {
+            full if full == self.max_length => Ok(encode(&self.tokenizer.inner, text, pair)?.len()),
+            length => Ok(length),
+        };
+        self.pool.install(|| rows.par_iter().zip(encoded).map(length).collect())
+    }
+}
+
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, pair: Option<&str>) -> Result<tokenizers::Encoding> {
+    let encoding = match pair {
+        Some(pair) => tokenizer.encode_fast((text, pair), true),
+        None => tokenizer.encode_fast(text, true),
+    };
+    encoding.map_err(|e| anyhow!("the tokenizer fails on {:?}…: {e}", text.chars().take(40).collect::<String>()))
 }
 
 /// One part on its way into its folder.
@@ -210,7 +215,8 @@ struct PartEncoder<'a> {
 impl PartEncoder<'_> {
     fn write(&self, folder: &Path, hash: &str) -> Result<()> {
         let rows = self.snapshot.rows(self.part)?;
-        let encoder = Encoder::new(self.tokenizer, self.max_length, self.threads)?;
+        let paired = rows.iter().any(|row| row.text_pair.is_some());
+        let encoder = Encoder::new(self.tokenizer, self.max_length, paired, self.threads)?;
         let features = self.features()?;
         let schema = Arc::new(self.schema(&features)?);
         let path = folder.join(DATA_FILE);
@@ -226,7 +232,7 @@ impl PartEncoder<'_> {
         for rows in rows.chunks(16 * BATCH) {
             let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
             let encoded = encoder.encode(&texts)?;
-            lengths.extend(encoded.iter().map(|row| row.untruncated));
+            lengths.extend(encoder.lengths(&texts, &encoded)?);
             let labels = rows.iter().map(|row| id_of(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
             for (encoded, labels) in encoded.chunks(BATCH).zip(labels.chunks(BATCH)) {
                 let batch = RecordBatch::try_new(schema.clone(), self.columns(encoded, labels)?)?;
@@ -235,6 +241,7 @@ impl PartEncoder<'_> {
         }
         writer.finish().with_context(cannot)?;
         writer.into_inner()?.into_inner().map_err(|e| e.into_error()).with_context(cannot)?;
+        let sha256 = store::sha256_file(&path)?;
 
         let mut fingerprint = Sha256::new();
         fingerprint.update(format!("{}/{hash}/{}", self.snapshot.hash(), self.part));
@@ -256,6 +263,7 @@ impl PartEncoder<'_> {
         )?;
         let card = EncodingCard {
             rows: rows.len(),
+            sha256,
             tokenizer: self.tokenizer.hash().to_owned(),
             max_length: self.max_length,
             inputs: self.inputs.iter().map(|&input| input.to_owned()).collect(),
@@ -349,7 +357,9 @@ mod tests {
     #[test]
     fn rows_are_encoded_as_the_tokenizer_says() {
         let tokenizer = tokenizer();
-        let rows = sample::documents(2, 60);
+        // Short enough that a few pairs stay whole.
+        let mut rows = sample::documents(2, 61);
+        rows.iter_mut().step_by(3).for_each(|row| row.text.truncate(40));
         let pairs: Vec<(&str, Option<&str>)> =
             rows.iter().zip(rows.iter().rev()).map(|(a, b)| (a.text.as_str(), Some(b.text.as_str()))).collect();
         let singles: Vec<(&str, Option<&str>)> = pairs.iter().map(|(text, _)| (*text, None)).collect();
@@ -357,17 +367,18 @@ mod tests {
         truncating.with_truncation(Some(TruncationParams { max_length: 50, ..Default::default() })).unwrap();
         for rows in [singles, pairs] {
             let encoded = encode_texts(&tokenizer, &rows, 50, 2).unwrap();
-            for ((text, pair), encoded) in rows.iter().zip(&encoded) {
-                let encode = |tokenizer: &tokenizers::Tokenizer| match pair {
-                    Some(pair) => tokenizer.encode((*text, *pair), true).unwrap(),
-                    None => tokenizer.encode(*text, true).unwrap(),
-                };
-                let wanted = encode(&truncating);
-                assert!(wanted.get_ids().iter().map(|&id| id as i32).eq(encoded.input_ids.iter().copied()));
-                assert!(wanted.get_type_ids().iter().map(|&id| id as i8).eq(encoded.token_type_ids.iter().copied()));
-                assert_eq!(encode(&tokenizer.inner).len(), encoded.untruncated);
+            let encoder = Encoder::new(&tokenizer, 50, rows[0].1.is_some(), 2).unwrap();
+            let lengths = encoder.lengths(&rows, &encoded).unwrap();
+            for ((&(text, pair), encoded), length) in rows.iter().zip(&encoded).zip(&lengths) {
+                let wanted = encode(&truncating, text, pair).unwrap();
+                assert_eq!(wanted.get_ids().iter().map(|&id| id as i32).collect::<Vec<_>>(), encoded.input_ids);
+                assert_eq!(
+                    wanted.get_type_ids().iter().map(|&id| id as i8).collect::<Vec<_>>(),
+                    encoded.token_type_ids
+                );
+                assert_eq!(encode(&tokenizer.inner, text, pair).unwrap().len(), *length);
             }
-            assert!(encoded.iter().any(|row| row.untruncated > 50) && encoded.iter().any(|row| row.untruncated <= 50));
+            assert!(lengths.iter().any(|&length| length > 50) && lengths.iter().any(|&length| length < 50));
         }
         let error = encode_texts(&tokenizer, &[("a", Some("b"))], 4, 1).unwrap_err().to_string();
         assert_eq!(error, "max_length = 4 leaves no room for text beside 3 special tokens: needs 5");
@@ -395,8 +406,9 @@ mod tests {
                 assert_eq!(dataset.length(i), encoded.input_ids.len());
             }
             let card = encoding.card(part).unwrap();
-            assert_eq!(card.truncated, encoded.iter().filter(|row| row.untruncated > 64).count());
-            assert_eq!(card.tokens.max, encoded.iter().map(|row| row.untruncated).max().unwrap());
+            let whole = encode_texts(&tokenizer, &texts, 10_000, 1).unwrap();
+            assert_eq!(card.truncated, whole.iter().filter(|row| row.input_ids.len() > 64).count());
+            assert_eq!(card.tokens.max, whole.iter().map(|row| row.input_ids.len()).max().unwrap());
         }
         assert!(encoding.dataset(Part::Train).unwrap().len() > BATCH);
 

@@ -9,7 +9,6 @@ mod folders;
 mod jsonl;
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -17,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::rows::Row;
 use crate::config::{Data, Format};
+use crate::store::sha256_file;
 use crate::user_error;
 
 /// The rows of one file or folder, and where each stood.
@@ -95,24 +95,16 @@ pub fn read(path: &Path, data: &Data, labelled: bool) -> Result<Table> {
 /// # Errors
 /// As [`read`]'s for files that are not there.
 pub fn content_hash(path: &Path, data: &Data) -> Result<String> {
+    if format(path, data.format)? != Kind::Folders {
+        return sha256_file(path);
+    }
     let mut digest = Sha256::new();
-    if format(path, data.format)? == Kind::Folders {
-        for (label, file) in folders::texts(path, true)? {
-            let bytes =
-                fs::read(path.join(&file)).with_context(|| format!("cannot read {}", path.join(&file).display()))?;
-            for piece in [label.unwrap_or_default().as_bytes(), file.as_bytes(), &bytes] {
-                digest.update((piece.len() as u64).to_le_bytes());
-                digest.update(piece);
-            }
-        }
-    } else {
-        let mut file = open(path)?;
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            match file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))? {
-                0 => break,
-                n => digest.update(&buffer[..n]),
-            }
+    for (label, file) in folders::texts(path, true)? {
+        let file_path = path.join(&file);
+        let bytes = fs::read(&file_path).with_context(|| format!("cannot read {}", file_path.display()))?;
+        for piece in [label.unwrap_or_default().as_bytes(), file.as_bytes(), &bytes] {
+            digest.update((piece.len() as u64).to_le_bytes());
+            digest.update(piece);
         }
     }
     Ok(super::hex(&digest.finalize()))
@@ -428,7 +420,7 @@ mod tests {
         let jsonl = |bytes: &[u8]| error("a.jsonl", bytes, &data);
         assert_eq!(
             jsonl(b"{\"text\": \"one\", \"label\": 1}\n{\"text\": \"\xff\"}\n"),
-            "a.jsonl: line 2: invalid UTF-8 at byte 37 of the file; convert it to UTF-8"
+            "a.jsonl: line 2: invalid UTF-8 at byte 38 of the file; convert it to UTF-8"
         );
         assert!(jsonl(b"[1]\n").starts_with("a.jsonl: line 1: needs one JSON object a line: "));
         assert_eq!(
