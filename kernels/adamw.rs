@@ -213,8 +213,8 @@ mod tests {
         };
         assert!(run(&[0..5, 5..10], 10, 1).is_ok());
         assert!(run(&[0..6, 5..10], 10, 1).is_err());
-        assert!(run(&[5..11], 10, 1).is_err());
-        assert!(run(&[0..10], 9, 1).is_err());
-        assert!(run(&[0..10], 10, 0).is_err());
+        assert!(run(&[0..5, 5..11], 10, 1).is_err());
+        assert!(run(&[0..5, 5..10], 9, 1).is_err());
+        assert!(run(&[0..5, 5..10], 10, 0).is_err());
     }
 }

@@ -69,7 +69,7 @@ pub fn backward(dy: &Tensor, ids: &[u32], dtable: ViewMut) -> Result<()> {
 }
 
 fn check(kernel: &str, table: &str, len: usize, ids: &[u32], hidden: usize) -> Result<()> {
-    if hidden == 0 || len % hidden != 0 {
+    if hidden == 0 || !len.is_multiple_of(hidden) {
         bail!("{kernel}: {table} has {len} elements: needs [rows, {hidden}]");
     }
     let rows = len / hidden;

@@ -393,22 +393,22 @@ mod tests {
         for (residual, dropout) in [(false, false), (true, false), (false, true), (true, true)] {
             let case = Case::new(&[1, 3, 2], 9, residual, dropout);
             let (dx, dresidual, gradients) = case.backward(0.0)?;
-            let at = |change: &dyn Fn(&mut Case) -> Result<()>| {
+            let at = |change: &dyn Fn(&mut Case)| {
                 let mut case = Case::new(&[1, 3, 2], 9, residual, dropout);
-                change(&mut case)?;
+                change(&mut case);
                 Ok(loss(&case.forward()?.0, &case.dy))
             };
             let dims = case.x.dims();
             check_gradient("dx", &values(&case.x), &values(&dx), |x| {
-                at(&|case| Ok(case.x = Tensor::from_slice(x, dims, &Device::Cpu)?))
+                at(&|case| case.x = Tensor::from_slice(x, dims, &Device::Cpu).unwrap())
             });
             if let (Some(r), Some(dresidual)) = (&case.residual, dresidual) {
                 check_gradient("dresidual", &values(r), &values(&dresidual), |r| {
-                    at(&|case| Ok(case.residual = Some(Tensor::from_slice(r, dims, &Device::Cpu)?)))
+                    at(&|case| case.residual = Tensor::from_slice(r, dims, &Device::Cpu).ok())
                 });
             }
             check_gradient("dgamma, dbeta", &all(&case.parameters), &gradients, |p| {
-                at(&|case| Ok(case.parameters = Buffer::from_vec(p.to_vec(), &Device::Cpu)?))
+                at(&|case| case.parameters.write(0, p))
             });
         }
         Ok(())

@@ -151,7 +151,7 @@ simd::vectorized! {
 }
 
 fn outputs(kernel: &str, inputs: usize, w: View) -> Result<usize> {
-    if inputs == 0 || w.is_empty() || w.len() % inputs != 0 {
+    if inputs == 0 || w.is_empty() || !w.len().is_multiple_of(inputs) {
         bail!("{kernel}: w has {} elements: needs [out, {inputs}], as x has {inputs} columns", w.len());
     }
     Ok(w.len() / inputs)

@@ -91,6 +91,7 @@ impl Product {
 
     /// `R` rows and `W` columns of `c`, which stay in registers.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // one form for a, c and total
     unsafe fn tile<const R: usize, const W: usize>(self, row: usize, column: usize) {
         let mut total = [[0.0f32; W]; R];
         // SAFETY: rows and columns are within the matrices.

@@ -2,5 +2,6 @@
 
 mod data;
 mod parity;
+mod pipeline;
 mod resume;
 mod support;

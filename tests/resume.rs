@@ -63,7 +63,7 @@ fn model_dir(file: &Path) -> PathBuf {
 
 fn weights(file: &Path) -> String {
     let bytes = fs::read(model_dir(file).join("model/model.safetensors")).unwrap();
-    format!("{:x}", Sha256::digest(bytes))
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The evaluations of metrics.jsonl: the whole curve, not only its end.

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::error::UserError;
 
 /// Lines 1 to 3, and 4 to 6, of most files below.
 const HEAD: &str = "name = \"x\"\n[data]\nsource = \"a.csv\"\n";

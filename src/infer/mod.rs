@@ -119,12 +119,7 @@ pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested
 ///
 /// # Errors
 /// What the tokenizer, ONNX Runtime and the file system say.
-pub fn predict_rows(
-    model: &Exported<'_>,
-    rows: &[Row],
-    output: &Path,
-    quiet: bool,
-) -> Result<Throughput> {
+pub fn predict_rows(model: &Exported<'_>, rows: &[Row], output: &Path, quiet: bool) -> Result<Throughput> {
     let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
     let encoded = encode_texts(&model.tokenizer, &texts, model.model.max_length, model.infer.workers)?;
     let examples: Vec<_> = encoded
