@@ -22,3 +22,12 @@ pub fn kiln() -> std::process::Command {
     command.stdin(std::process::Stdio::null());
     command
 }
+
+/// The Python of ci/python-env.sh, or `None` after saying aloud that the test is skipped.
+pub fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("KILN_PYTHON").map(PathBuf::from);
+    if python.is_none() {
+        println!("skipped: KILN_PYTHON is not set; ci/python-env.sh prints it");
+    }
+    python
+}

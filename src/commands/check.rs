@@ -84,7 +84,10 @@ fn model_type(model: &Model, root: &Path) -> Result<String, String> {
     let architecture = kiln_models::architecture(&model_type).map_err(|error| error.to_string())?;
     let longest = (architecture.max_positions)(&config).map_err(|error| error.to_string())?;
     if model.max_length > longest {
-        return Err(format!("max_length = {}, but it reads at most {longest} tokens: lower max_length", model.max_length));
+        return Err(format!(
+            "max_length = {}, but it reads at most {longest} tokens: lower max_length",
+            model.max_length
+        ));
     }
     if let Some(reference) = &model.train.init_from {
         store::find_model(reference, root).map_err(|error| format!("init_from: {error:#}"))?;

@@ -44,7 +44,7 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     pipeline.announce(resumed)?;
     match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
-            run.finish(Status::Finished)?;
+            run.finish(if args.stop_after.is_some() { Status::Stopped } else { Status::Finished })?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(Some(signal)) => {
@@ -70,7 +70,8 @@ impl Pipeline<'_> {
     /// Says which run this is, and from where it goes on.
     fn announce(&self, resumed: bool) -> Result<()> {
         let reference = self.run.reference();
-        let unfinished = self.config.models.iter().find(|model| !self.run.model(&model.name).statistics_json().exists());
+        let unfinished =
+            self.config.models.iter().find(|model| !self.run.model(&model.name).statistics_json().exists());
         let step = match unfinished {
             Some(model) => Checkpoints::new(self.run.model(&model.name).checkpoints(), 1).steps()?.last().copied(),
             None => None,

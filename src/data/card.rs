@@ -33,6 +33,8 @@ pub struct PartCard {
 pub struct EncodingCard {
     /// Rows.
     pub rows: usize,
+    /// SHA-256 of the Arrow file.
+    pub sha256: String,
     /// The tokenizer's hash.
     pub tokenizer: String,
     /// Tokens kept of a row, special tokens included.

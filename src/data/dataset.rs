@@ -1,6 +1,7 @@
 //! Encoded rows, mapped into memory: a row is a slice of the file.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use arrow_ipc::reader::StreamDecoder;
 use memmap2::Mmap;
 use serde_json::Value;
 
-use super::snapshot::read_json;
+use crate::store::{read_json, sha256_file};
 
 /// The rows of one part, as a `datasets` folder keeps them.
 #[derive(Clone, Debug)]
@@ -82,11 +83,16 @@ impl Dataset {
     fn read(dir: &Path, model: Option<&str>) -> Result<Self> {
         let state: Value = read_json(&dir.join("state.json"))?;
         let files = state["_data_files"].as_array().into_iter().flatten().filter_map(|file| file["filename"].as_str());
+        // kiln's own folders say what their file should be; others are taken as they are.
+        let card = dir.join("card.json");
+        let sha256 =
+            if card.exists() { read_json::<Value>(&card)?["sha256"].as_str().map(str::to_owned) } else { None };
         let mut dataset = Self { batches: Vec::new(), len: 0 };
         for file in files {
             let path = dir.join(file);
-            for batch in map(&path)
-                .with_context(|| format!("{} is broken; delete its folder and prepare again", path.display()))?
+            let batches = verify(&path, sha256.as_deref()).and_then(|()| map(&path));
+            for batch in
+                batches.with_context(|| format!("{} is broken; delete its folder and prepare again", path.display()))?
             {
                 let columns =
                     Batch::new(&batch, model).with_context(|| format!("cannot train on {}", path.display()))?;
@@ -146,6 +152,14 @@ impl Dataset {
     }
 }
 
+fn verify(path: &Path, sha256: Option<&str>) -> Result<()> {
+    if let Some(wanted) = sha256 {
+        let got = sha256_file(path)?;
+        ensure!(got == wanted, "its SHA-256 is {got}, card.json says {wanted}");
+    }
+    Ok(())
+}
+
 /// The record batches of an Arrow stream, over the mapped file.
 fn map(path: &Path) -> Result<Vec<RecordBatch>> {
     let file = File::open(path)?;
@@ -157,15 +171,19 @@ fn map(path: &Path) -> Result<Vec<RecordBatch>> {
     ensure!(mapped.ends_with(&end_of_stream), "it is cut off: the stream's end is missing");
     // SAFETY: the buffer holds the mapping for as long as it lives.
     let mut buffer = unsafe { Buffer::from_custom_allocation(start, mapped.len(), mapped) };
-    let mut decoder = StreamDecoder::new();
-    let mut batches = Vec::new();
-    while !buffer.is_empty() {
-        if let Some(batch) = decoder.decode(&mut buffer)? {
-            batches.push(batch);
+    let mut decode = || -> Result<Vec<RecordBatch>> {
+        let mut decoder = StreamDecoder::new();
+        let mut batches = Vec::new();
+        while !buffer.is_empty() {
+            if let Some(batch) = decoder.decode(&mut buffer)? {
+                batches.push(batch);
+            }
         }
-    }
-    decoder.finish()?;
-    Ok(batches)
+        decoder.finish()?;
+        Ok(batches)
+    };
+    // arrow-ipc asserts that a message's buffers lie within it.
+    catch_unwind(AssertUnwindSafe(&mut decode)).unwrap_or_else(|_| bail!("its messages contradict themselves"))
 }
 
 impl Batch {
@@ -264,4 +282,146 @@ fn lists<T: ArrowPrimitiveType>(
     };
     ensure!(list.null_count() == 0 && values.null_count() == 0, "{name} holds nulls");
     Ok(Some(Lists { offsets: list.offsets().clone(), values: values.values().clone() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use arrow_array::types::Int64Type;
+    use arrow_array::{ArrayRef, Int64Array, ListArray};
+    use arrow_ipc::writer::StreamWriter;
+
+    use super::*;
+
+    fn ids(rows: &[&[i32]]) -> ArrayRef {
+        Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(
+            rows.iter().map(|row| Some(row.iter().copied().map(Some).collect::<Vec<_>>())),
+        ))
+    }
+
+    fn bytes(rows: &[&[i8]]) -> ArrayRef {
+        Arc::new(ListArray::from_iter_primitive::<Int8Type, _, _>(
+            rows.iter().map(|row| Some(row.iter().copied().map(Some).collect::<Vec<_>>())),
+        ))
+    }
+
+    /// A folder as `datasets` writes one, of two equal batches.
+    fn folder(columns: &[(&str, ArrayRef)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("state.json"), r#"{"_data_files": [{"filename": "a.arrow"}]}"#).unwrap();
+        let batch = RecordBatch::try_from_iter(columns.iter().cloned()).unwrap();
+        let file = File::create(folder.path().join("a.arrow")).unwrap();
+        let mut writer = StreamWriter::try_new(file, &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        folder
+    }
+
+    fn labels(labels: &[i64]) -> ArrayRef {
+        Arc::new(Int64Array::from(labels.to_vec()))
+    }
+
+    #[test]
+    fn rows_are_slices_of_the_file() {
+        let folder = folder(&[("input_ids", ids(&[&[1, 2, 3], &[4]])), ("labels", labels(&[0, 5]))]);
+        let dataset = Dataset::open(folder.path()).unwrap();
+        assert_eq!(dataset.len(), 4);
+        assert_eq!([0, 1, 2, 3].map(|i| dataset.input_ids(i)), [&[1, 2, 3][..], &[4], &[1, 2, 3], &[4]]);
+        assert_eq!([0, 1, 2, 3].map(|i| dataset.label(i)), [Some(0), Some(5), Some(0), Some(5)]);
+        assert_eq!(dataset.token_type_ids(0), None);
+        let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        if let Some(line) = maps.lines().find(|line| line.ends_with(&format!("{}/a.arrow", folder.path().display()))) {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let address = |hex| usize::from_str_radix(hex, 16).unwrap();
+            for i in 0..4 {
+                assert!((address(start)..address(end)).contains(&(dataset.input_ids(i).as_ptr() as usize)));
+            }
+        }
+    }
+
+    #[test]
+    fn padding_is_left_out() {
+        let folder = folder(&[
+            ("input_ids", ids(&[&[1, 2, 0], &[4, 5, 6]])),
+            ("token_type_ids", bytes(&[&[0, 1, 0], &[0, 1, 1]])),
+            ("attention_mask", bytes(&[&[1, 1, 0], &[1, 1, 1]])),
+        ]);
+        let dataset = Dataset::open(folder.path()).unwrap();
+        assert_eq!(dataset.input_ids(2), [1, 2]);
+        assert_eq!(dataset.token_type_ids(0), Some(&[0, 1][..]));
+        assert_eq!((dataset.length(0), dataset.length(1), dataset.label(1)), (2, 3, None));
+    }
+
+    #[test]
+    fn columns_may_carry_a_models_name() {
+        let one = folder(&[("minilm_input_ids", ids(&[&[1]])), ("labels", labels(&[3]))]);
+        assert_eq!(Dataset::open(one.path()).unwrap().label(0), Some(3));
+        let two = folder(&[("a_input_ids", ids(&[&[1]])), ("b_input_ids", ids(&[&[2]])), ("labels", labels(&[3]))]);
+        assert_eq!(Dataset::open_model(two.path(), "b").unwrap().input_ids(0), [2]);
+        assert!(format!("{:#}", Dataset::open(two.path()).unwrap_err()).contains("2 columns end in _input_ids"));
+        assert!(
+            format!("{:#}", Dataset::open_model(two.path(), "c").unwrap_err())
+                .contains("no column input_ids; there are a_")
+        );
+    }
+
+    #[test]
+    fn other_columns_are_errors_that_name_the_file() {
+        let long: ArrayRef =
+            Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1)]), Some(vec![Some(2)])]));
+        let two = || ids(&[&[1, 2], &[3]]);
+        for (columns, wanted) in [
+            (vec![("text", labels(&[1, 2]))], "no column input_ids; there are text"),
+            (vec![("input_ids", long)], "input_ids is List(Int64), needs a list of Int32"),
+            (vec![("input_ids", ids(&[&[1], &[]]))], "a row holds no tokens"),
+            (
+                vec![("input_ids", two()), ("token_type_ids", bytes(&[&[0], &[0, 0]]))],
+                "token_type_ids and input_ids differ",
+            ),
+            (
+                vec![("input_ids", two()), ("attention_mask", bytes(&[&[0, 1], &[1]]))],
+                "row 0: attention_mask is not ones",
+            ),
+            (vec![("input_ids", two()), ("labels", labels(&[0, -1]))], "labels holds a number that is no id"),
+            (vec![("input_ids", two()), ("labels", ids(&[&[0], &[1]]))], "labels is List(Int32), needs Int64"),
+        ] {
+            let folder = folder(&columns);
+            let error = format!("{:#}", Dataset::open(folder.path()).unwrap_err());
+            assert!(error.contains("a.arrow") && error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error() {
+        let columns = [("input_ids", ids(&[&[1, 2, 3], &[4]])), ("labels", labels(&[0, 5]))];
+        let folder = folder(&columns);
+        let path = folder.path().join("a.arrow");
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = format!("{:#}", Dataset::open(folder.path()).unwrap_err());
+            assert!(error.contains("a.arrow is broken; delete its folder"), "{error}");
+        }
+        // Without a checksum a flipped bit may make another number; it must not end the process.
+        for at in 0..whole.len() {
+            for bit in [0, 3, 7] {
+                let mut broken = whole.clone();
+                broken[at] ^= 1 << bit;
+                fs::write(&path, &broken).unwrap();
+                if let Ok(dataset) = Dataset::open(folder.path()) {
+                    (0..dataset.len()).for_each(|i| _ = (dataset.input_ids(i).len(), dataset.label(i)));
+                }
+            }
+        }
+        // With one it is seen.
+        fs::write(&path, &whole).unwrap();
+        let card =
+            |sha256: &str| fs::write(folder.path().join("card.json"), format!(r#"{{"sha256": "{sha256}"}}"#)).unwrap();
+        card(&sha256_file(&path).unwrap());
+        Dataset::open(folder.path()).unwrap();
+        card("0");
+        assert!(format!("{:#}", Dataset::open(folder.path()).unwrap_err()).contains("card.json says 0"));
+    }
 }

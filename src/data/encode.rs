@@ -1,6 +1,7 @@
 //! Texts to token ids: in parallel, in order, into folders that Python's `datasets.load_from_disk`
 //! opens and [`Dataset`] maps into memory.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,9 @@ use sha2::{Digest, Sha256};
 use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
 
 use super::card::{EncodingCard, Lengths};
-use super::snapshot::{publish, read_json, stage, write_json};
+use super::snapshot::{publish, write_json};
 use super::{Dataset, Part, Snapshot, Tokenizer, short_hash};
+use crate::store::{self, read_json, stage};
 use crate::user_error;
 
 /// Part of every encoding's hash: what the same tokenizer makes of the same rows has changed where
@@ -38,8 +40,6 @@ pub struct Encoded {
     pub input_ids: Vec<i32>,
     /// 0 in the first text, 1 in the second of a pair.
     pub token_type_ids: Vec<i8>,
-    /// Tokens before truncation, special tokens included.
-    pub untruncated: usize,
 }
 
 /// Encoded parts of a snapshot.
@@ -79,6 +79,14 @@ impl Encoding {
     /// The part was not encoded.
     pub fn card(&self, part: Part) -> Result<&EncodingCard> {
         Ok(&self.part(part)?.2)
+    }
+
+    /// The folder of a part, for `datasets.load_from_disk`.
+    ///
+    /// # Errors
+    /// The part was not encoded.
+    pub fn dir(&self, part: Part) -> Result<&Path> {
+        Ok(&self.part(part)?.1)
     }
 
     fn part(&self, part: Part) -> Result<&(Part, PathBuf, EncodingCard)> {
@@ -130,7 +138,8 @@ pub fn encode_texts(
     max_length: usize,
     threads: usize,
 ) -> Result<Vec<Encoded>> {
-    Encoder::new(tokenizer, max_length, threads)?.encode(rows)
+    let paired = rows.iter().any(|(_, pair)| pair.is_some());
+    Encoder::new(tokenizer, max_length, paired, threads)?.encode(rows)
 }
 
 /// A tokenizer that truncates, and threads for it.
@@ -142,7 +151,14 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, max_length: usize, threads: usize) -> Result<Self> {
+    fn new(tokenizer: &'a Tokenizer, max_length: usize, paired: bool, threads: usize) -> Result<Self> {
+        let added = tokenizer.added_tokens(paired);
+        let needed = added + if paired { 2 } else { 1 };
+        if max_length < needed {
+            return Err(user_error!(
+                "max_length = {max_length} leaves no room for text beside {added} special tokens: needs {needed}"
+            ));
+        }
         let mut truncating = tokenizer.inner.clone();
         let truncation = TruncationParams {
             max_length,
@@ -156,35 +172,34 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&self, rows: &[(&str, Option<&str>)]) -> Result<Vec<Encoded>> {
-        let paired = rows.iter().any(|(_, pair)| pair.is_some());
-        let added = self.tokenizer.added_tokens(paired);
-        let texts = if paired { 2 } else { 1 };
-        if self.max_length < added + texts {
-            return Err(user_error!(
-                "max_length = {} leaves no room for text beside {added} special tokens: needs {}",
-                self.max_length,
-                added + texts
-            ));
-        }
         self.pool.install(|| rows.par_iter().map(|&(text, pair)| self.encode_one(text, pair)).collect())
     }
 
     fn encode_one(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
-        // Each text by itself and whole first: so the length before truncation is known.
-        let whole = |text: &str| self.tokenizer.inner.encode_fast(text, false);
-        let failed = |e| anyhow!("the tokenizer fails on {:?}…: {e}", text.chars().take(40).collect::<String>());
-        let first = whole(text).map_err(failed)?;
-        let second = pair.map(whole).transpose().map_err(failed)?;
-        let untruncated = first.len()
-            + second.as_ref().map_or(0, |second| second.len())
-            + self.tokenizer.added_tokens(pair.is_some());
-        let encoding = self.truncating.post_process(first, second, true).map_err(failed)?;
+        let encoding = encode(&self.truncating, text, pair)?;
         Ok(Encoded {
             input_ids: encoding.get_ids().iter().map(|&id| id as i32).collect(),
             token_type_ids: encoding.get_type_ids().iter().map(|&id| id as i8).collect(),
-            untruncated,
         })
     }
+
+    /// Tokens of each row before truncation. The truncating tokenizer stops where a text is full, so
+    /// that rows which may be cut are encoded once more.
+    fn lengths(&self, rows: &[(&str, Option<&str>)], encoded: &[Encoded]) -> Result<Vec<usize>> {
+        let length = |(&(text, pair), encoded): (&(&str, Option<&str>), &Encoded)| match encoded.input_ids.len() {
+            full if full == self.max_length => Ok(encode(&self.tokenizer.inner, text, pair)?.len()),
+            length => Ok(length),
+        };
+        self.pool.install(|| rows.par_iter().zip(encoded).map(length).collect())
+    }
+}
+
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, pair: Option<&str>) -> Result<tokenizers::Encoding> {
+    let encoding = match pair {
+        Some(pair) => tokenizer.encode_fast((text, pair), true),
+        None => tokenizer.encode_fast(text, true),
+    };
+    encoding.map_err(|e| anyhow!("the tokenizer fails on {:?}…: {e}", text.chars().take(40).collect::<String>()))
 }
 
 /// One part on its way into its folder.
@@ -200,19 +215,25 @@ struct PartEncoder<'a> {
 impl PartEncoder<'_> {
     fn write(&self, folder: &Path, hash: &str) -> Result<()> {
         let rows = self.snapshot.rows(self.part)?;
-        let encoder = Encoder::new(self.tokenizer, self.max_length, self.threads)?;
+        let paired = rows.iter().any(|row| row.text_pair.is_some());
+        let encoder = Encoder::new(self.tokenizer, self.max_length, paired, self.threads)?;
         let features = self.features()?;
         let schema = Arc::new(self.schema(&features)?);
         let path = folder.join(DATA_FILE);
         let cannot = || format!("cannot write {}", path.display());
         let mut writer = StreamWriter::try_new(BufWriter::new(File::create(&path).with_context(cannot)?), &schema)?;
+        let ids: HashMap<&str, i64> = self.snapshot.labels().iter().map(String::as_str).zip(0..).collect();
+        let id_of = |label: Option<&str>| {
+            let id = label.and_then(|label| ids.get(label)).copied();
+            id.ok_or_else(|| anyhow!("label {label:?} of the {} part is not in id2label.json", self.part))
+        };
         let mut lengths = Vec::with_capacity(rows.len());
         // Enough rows at once to keep the threads busy, few enough to hold.
         for rows in rows.chunks(16 * BATCH) {
             let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
             let encoded = encoder.encode(&texts)?;
-            lengths.extend(encoded.iter().map(|row| row.untruncated));
-            let labels = rows.iter().map(|row| self.label(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
+            lengths.extend(encoder.lengths(&texts, &encoded)?);
+            let labels = rows.iter().map(|row| id_of(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
             for (encoded, labels) in encoded.chunks(BATCH).zip(labels.chunks(BATCH)) {
                 let batch = RecordBatch::try_new(schema.clone(), self.columns(encoded, labels)?)?;
                 writer.write(&batch).with_context(cannot)?;
@@ -220,6 +241,7 @@ impl PartEncoder<'_> {
         }
         writer.finish().with_context(cannot)?;
         writer.into_inner()?.into_inner().map_err(|e| e.into_error()).with_context(cannot)?;
+        let sha256 = store::sha256_file(&path)?;
 
         let mut fingerprint = Sha256::new();
         fingerprint.update(format!("{}/{hash}/{}", self.snapshot.hash(), self.part));
@@ -241,6 +263,7 @@ impl PartEncoder<'_> {
         )?;
         let card = EncodingCard {
             rows: rows.len(),
+            sha256,
             tokenizer: self.tokenizer.hash().to_owned(),
             max_length: self.max_length,
             inputs: self.inputs.iter().map(|&input| input.to_owned()).collect(),
@@ -248,12 +271,6 @@ impl PartEncoder<'_> {
             tokens: Lengths::new(lengths),
         };
         write_json(&folder.join("card.json"), &card)
-    }
-
-    fn label(&self, label: Option<&str>) -> Result<i64> {
-        let label = label.unwrap_or_default();
-        let id = self.snapshot.label_id(label).ok_or_else(|| anyhow!("label {label:?} is not in id2label.json"))?;
-        Ok(id.into())
     }
 
     /// The columns as `datasets` describes them.
@@ -288,7 +305,7 @@ impl PartEncoder<'_> {
             .collect();
         fields.push(Field::new("labels", DataType::Int64, true));
         let info = serde_json::to_string(&json!({ "info": { "features": features } }))?;
-        Ok(Schema::new(fields).with_metadata(std::collections::HashMap::from([("huggingface".to_owned(), info)])))
+        Ok(Schema::new(fields).with_metadata(HashMap::from([("huggingface".to_owned(), info)])))
     }
 
     fn columns(&self, rows: &[Encoded], labels: &[i64]) -> Result<Vec<ArrayRef>> {
@@ -317,5 +334,90 @@ impl PartEncoder<'_> {
         }
         columns.push(Arc::new(Int64Array::from(labels.to_vec())));
         Ok(columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::Source;
+    use crate::data::snapshot::tests::data;
+    use crate::data::tokenizer::train_wordpiece;
+    use crate::data::{prepare, sample};
+
+    const INPUTS: [&str; 3] = ["input_ids", "token_type_ids", "attention_mask"];
+
+    fn tokenizer() -> Tokenizer {
+        let rows = sample::documents(1, 100);
+        train_wordpiece(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>(), 800).unwrap()
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_tokenizer_says() {
+        let tokenizer = tokenizer();
+        // Short enough that a few pairs stay whole.
+        let mut rows = sample::documents(2, 61);
+        rows.iter_mut().step_by(3).for_each(|row| row.text.truncate(40));
+        let pairs: Vec<(&str, Option<&str>)> =
+            rows.iter().zip(rows.iter().rev()).map(|(a, b)| (a.text.as_str(), Some(b.text.as_str()))).collect();
+        let singles: Vec<(&str, Option<&str>)> = pairs.iter().map(|(text, _)| (*text, None)).collect();
+        let mut truncating = tokenizer.inner.clone();
+        truncating.with_truncation(Some(TruncationParams { max_length: 50, ..Default::default() })).unwrap();
+        for rows in [singles, pairs] {
+            let encoded = encode_texts(&tokenizer, &rows, 50, 2).unwrap();
+            let encoder = Encoder::new(&tokenizer, 50, rows[0].1.is_some(), 2).unwrap();
+            let lengths = encoder.lengths(&rows, &encoded).unwrap();
+            for ((&(text, pair), encoded), length) in rows.iter().zip(&encoded).zip(&lengths) {
+                let wanted = encode(&truncating, text, pair).unwrap();
+                assert_eq!(wanted.get_ids().iter().map(|&id| id as i32).collect::<Vec<_>>(), encoded.input_ids);
+                assert_eq!(
+                    wanted.get_type_ids().iter().map(|&id| id as i8).collect::<Vec<_>>(),
+                    encoded.token_type_ids
+                );
+                assert_eq!(encode(&tokenizer.inner, text, pair).unwrap().len(), *length);
+            }
+            assert!(lengths.iter().any(|&length| length > 50) && lengths.iter().any(|&length| length < 50));
+        }
+        let error = encode_texts(&tokenizer, &[("a", Some("b"))], 4, 1).unwrap_err().to_string();
+        assert_eq!(error, "max_length = 4 leaves no room for text beside 3 special tokens: needs 5");
+        assert!(encode_texts(&tokenizer, &[], 4, 1).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_encoding_is_its_rows_in_order_for_any_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("a.csv");
+        sample::write(&source, 1, 1600).unwrap();
+        let snapshot = prepare(&data(Source::Path(source)), &folder.path().join("data")).unwrap();
+        let tokenizer = snapshot.scratch_tokenizer(800).unwrap();
+        let encode = |threads| snapshot.encode(&tokenizer, 64, &INPUTS, &Part::ALL, threads).unwrap();
+        let encoding = encode(3);
+        for part in Part::ALL {
+            let (rows, dataset) = (snapshot.rows(part).unwrap(), encoding.dataset(part).unwrap());
+            let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), None)).collect();
+            let encoded = encode_texts(&tokenizer, &texts, 64, 1).unwrap();
+            assert_eq!(dataset.len(), rows.len());
+            for (i, (row, encoded)) in rows.iter().zip(&encoded).enumerate() {
+                assert_eq!(dataset.input_ids(i), encoded.input_ids);
+                assert_eq!(dataset.token_type_ids(i).unwrap(), encoded.token_type_ids);
+                assert_eq!(dataset.label(i), snapshot.label_id(row.label.as_deref().unwrap()));
+                assert_eq!(dataset.length(i), encoded.input_ids.len());
+            }
+            let card = encoding.card(part).unwrap();
+            let whole = encode_texts(&tokenizer, &texts, 10_000, 1).unwrap();
+            assert_eq!(card.truncated, whole.iter().filter(|row| row.input_ids.len() > 64).count());
+            assert_eq!(card.tokens.max, whole.iter().map(|row| row.input_ids.len()).max().unwrap());
+        }
+        assert!(encoding.dataset(Part::Train).unwrap().len() > BATCH);
+
+        let file = snapshot.encoding_dir(encoding.hash(), Part::Train).join(DATA_FILE);
+        let bytes = fs::read(&file).unwrap();
+        fs::remove_dir_all(file.parent().unwrap()).unwrap();
+        assert_eq!(encode(1).hash(), encoding.hash());
+        assert!(fs::read(&file).unwrap() == bytes);
+        assert_ne!(snapshot.encode(&tokenizer, 65, &INPUTS, &[Part::Test], 1).unwrap().hash(), encoding.hash());
+        assert!(snapshot.encode(&tokenizer, 64, &["bbox"], &[Part::Test], 1).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! One row of data, and `rows.parquet`, which keeps a part's rows.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +10,11 @@ use arrow_array::builder::{Int32Builder, ListBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int32Type;
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray};
+use arrow_schema::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
+use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 /// A document, or a pair of them, and its label.
@@ -42,28 +45,30 @@ pub struct Word {
 /// Rows written and read at once; small enough for Arrow's 32-bit offsets.
 const BATCH: usize = 1000;
 
-/// Writes `rows.parquet`: `id`, `text`, `text_pair` (where rows are pairs), `label`, and `words`
+/// Writes rows as Parquet: `id`, `text`, `text_pair` (where rows are pairs), `label`, and `words`
 /// with `boxes` (where rows have them).
 ///
 /// # Errors
-/// The file cannot be written.
-pub fn write_parquet<'a>(path: &Path, rows: impl ExactSizeIterator<Item = &'a Row> + Clone) -> Result<()> {
+/// What the file system says.
+pub fn write_parquet<'a>(
+    file: impl Write + Send,
+    rows: impl ExactSizeIterator<Item = &'a Row> + Clone,
+) -> Result<(), ParquetError> {
     let paired = rows.clone().any(|row| row.text_pair.is_some());
     let placed = rows.clone().any(|row| !row.words.is_empty());
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
     let schema = batch(&[], paired, placed)?.schema();
     let mut writer = ArrowWriter::try_new(file, schema, Some(properties))?;
     let mut rows = rows.peekable();
     while rows.peek().is_some() {
         let chunk: Vec<&Row> = rows.by_ref().take(BATCH).collect();
-        writer.write(&batch(&chunk, paired, placed)?).with_context(|| format!("cannot write {}", path.display()))?;
+        writer.write(&batch(&chunk, paired, placed)?)?;
     }
-    writer.close().with_context(|| format!("cannot write {}", path.display()))?;
+    writer.close()?;
     Ok(())
 }
 
-fn batch(rows: &[&Row], paired: bool, placed: bool) -> Result<RecordBatch> {
+fn batch(rows: &[&Row], paired: bool, placed: bool) -> Result<RecordBatch, ArrowError> {
     let strings = |of: fn(&Row) -> Option<&str>| -> ArrayRef {
         Arc::new(rows.iter().map(|row| of(row)).collect::<StringArray>())
     };
@@ -90,7 +95,7 @@ fn batch(rows: &[&Row], paired: bool, placed: bool) -> Result<RecordBatch> {
         columns.push(("words", Arc::new(words.finish()), true));
         columns.push(("boxes", Arc::new(boxes.finish()), true));
     }
-    Ok(RecordBatch::try_from_iter_with_nullable(columns)?)
+    RecordBatch::try_from_iter_with_nullable(columns)
 }
 
 /// Reads what [`write_parquet`] wrote.
@@ -164,7 +169,7 @@ mod tests {
         full[7].text_pair = Some("pair".into());
         full[2400].words = vec![Word { text: "text".into(), bbox: [1, 2, 30, 4] }];
         for rows in [plain, full] {
-            write_parquet(&path, rows.iter()).unwrap();
+            write_parquet(File::create(&path).unwrap(), rows.iter()).unwrap();
             assert_eq!(read_parquet(&path).unwrap(), rows);
         }
     }

@@ -10,10 +10,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use parquet::errors::ParquetError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -23,6 +23,7 @@ use super::rows::{self, Row};
 use super::source::{self, Table};
 use super::{Part, Tokenizer, sample, short_hash, split, tokenizer};
 use crate::config::{Data, Source};
+use crate::store::{self, read_json, stage};
 use crate::user_error;
 
 /// Part of every hash: what readers and splits do with the same source has changed where this has.
@@ -134,7 +135,11 @@ fn write(data: &Data, sources: Vec<SourceFile>, hash: String, target: &Path) -> 
         let rows = kept.iter().map(|&(table, row)| &tables[table].1.rows[row]);
         let folder = part_dir(staged.path(), part);
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        rows::write_parquet(&folder.join("rows.parquet"), rows.clone())?;
+        let path = folder.join("rows.parquet");
+        File::create(&path)
+            .map_err(ParquetError::from)
+            .and_then(|file| rows::write_parquet(file, rows.clone()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
         rows_by_part.insert(part, kept.len());
         parts.insert(part.name().to_owned(), part_card(&outcome.labels, rows));
     }
@@ -281,42 +286,110 @@ impl Snapshot {
     }
 }
 
-/// A hidden folder beside `target`, removed unless it is published.
-pub(super) fn stage(target: &Path) -> Result<TempDir> {
-    let parent = target.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let staged = tempfile::Builder::new().prefix(".staged-").tempdir_in(parent);
-    staged.with_context(|| format!("cannot create a folder in {}", parent.display()))
-}
-
 /// Makes a staged folder appear whole at `target`. Where another process has made it meanwhile, its
-/// folder stays: equal names here mean equal content.
+/// folder stays, for it may be mapped: equal names here mean equal content.
 pub(super) fn publish(staged: TempDir, target: &Path) -> Result<()> {
-    let moved = sync(staged.path()).and_then(|()| match fs::rename(staged.path(), target) {
-        Err(_) if target.is_dir() => Ok(()),
-        moved => moved,
-    });
-    moved
-        .and_then(|()| File::open(target.parent().unwrap_or(Path::new(".")))?.sync_all())
-        .with_context(|| format!("cannot write {}", target.display()))
+    if target.exists() { Ok(()) } else { store::publish(staged, target) }
 }
 
-/// Brings a folder's files to the disk.
-fn sync(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() { sync(&path)? } else { File::open(&path)?.sync_all()? }
-    }
-    File::open(folder)?.sync_all()
-}
-
+/// Writes a file of a staged folder, which is synced as a whole.
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
     fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }
 
-pub(super) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
-    let json = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&json).with_context(|| format!("{} is not what kiln writes", path.display()))
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::{Format, Split};
+
+    /// The configuration of a CSV file with the columns text and label.
+    pub(in crate::data) fn data(source: Source) -> Data {
+        Data {
+            source,
+            format: Format::Auto,
+            text: "text".into(),
+            text_pair: None,
+            label: "label".into(),
+            id: None,
+            split: Split { validation: 0.1, test: 0.2, seed: 42 },
+        }
+    }
+
+    fn csv(path: &Path, rows: usize) {
+        let rows: String = (0..rows).map(|i| format!("text {i},{}\n", ["b", "a"][i % 2])).collect();
+        fs::write(path, format!("text,label\n{rows}")).unwrap();
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                files.extend(self::files(&path));
+            } else {
+                files.push(path.display().to_string());
+            }
+        }
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn a_snapshot_is_made_once_and_follows_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        csv(&path("one.csv"), 40);
+        let dir = path("data");
+        let first = prepare(&data(Source::Path(path("one.csv"))), &dir).unwrap();
+        assert_eq!(first.labels(), ["a", "b"]);
+        assert_eq!(first.dir(), dir.join(first.hash()));
+        assert_eq!(Part::ALL.map(|part| first.rows(part).unwrap().len()), [28, 4, 8]);
+        assert_eq!(first.label_id("b"), Some(1));
+        let id2label = fs::read_to_string(first.dir().join("id2label.json")).unwrap();
+        assert_eq!(id2label, "{\n  \"0\": \"a\",\n  \"1\": \"b\"\n}\n");
+        let made =
+            |snapshot: &Snapshot| fs::metadata(snapshot.dir().join("snapshot.json")).unwrap().modified().unwrap();
+        let when = made(&first);
+
+        fs::rename(path("one.csv"), path("two.csv")).unwrap();
+        let moved = prepare(&data(Source::Path(path("two.csv"))), &dir).unwrap();
+        assert_eq!((moved.hash(), made(&moved)), (first.hash(), when));
+
+        let mut other_split = data(Source::Path(path("two.csv")));
+        other_split.split.seed = 43;
+        assert_ne!(prepare(&other_split, &dir).unwrap().hash(), first.hash());
+        csv(&path("two.csv"), 42);
+        assert_ne!(prepare(&data(Source::Path(path("two.csv"))), &dir).unwrap().hash(), first.hash());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn training_needs_no_test_part() {
+        let folder = tempfile::tempdir().unwrap();
+        csv(&folder.path().join("a.csv"), 40);
+        let snapshot = prepare(&data(Source::Path(folder.path().join("a.csv"))), &folder.path().join("data")).unwrap();
+        fs::remove_dir_all(snapshot.dir().join("test")).unwrap();
+        let snapshot = Snapshot::open(snapshot.dir()).unwrap();
+        assert!(snapshot.has(Part::Train) && snapshot.has(Part::Validation) && !snapshot.has(Part::Test));
+        let tokenizer = snapshot.scratch_tokenizer(200).unwrap();
+        snapshot.encode(&tokenizer, 16, &["input_ids"], &[Part::Train, Part::Validation], 1).unwrap();
+        let error = snapshot.encode(&tokenizer, 16, &["input_ids"], &[Part::Test], 1).unwrap_err();
+        assert!(error.to_string().contains("has no test part"), "{error}");
+        assert!(!snapshot.dir().join("test").join("rows.parquet").exists());
+    }
+
+    #[test]
+    fn an_error_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("data");
+        fs::write(folder.path().join("a.csv"), "text,label\none,a\ntwo,b\n").unwrap();
+        let error = prepare(&data(Source::Path(folder.path().join("a.csv"))), &dir).unwrap_err();
+        assert!(error.to_string().contains("needs 2; drop the label"), "{error}");
+        assert_eq!(files(&dir), [""; 0]);
+        let error = prepare(&data(Source::Path(folder.path().join("b.csv"))), &dir).unwrap_err();
+        assert!(error.to_string().contains("b.csv: No such file"), "{error}");
+        assert!(Snapshot::open(&dir).unwrap_err().to_string().contains("is no prepared snapshot"));
+    }
 }

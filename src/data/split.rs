@@ -216,3 +216,159 @@ fn sort_labels(labels: &mut [String]) {
         labels.sort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn table(part: Part, rows: &[(&str, &str)]) -> (Part, Table) {
+        let rows = rows.iter().enumerate().map(|(i, (text, label))| Row {
+            id: i.to_string(),
+            text: (*text).into(),
+            label: Some((*label).into()),
+            ..Row::default()
+        });
+        (part, Table::numbered(PathBuf::from(format!("{part}.csv")), rows.collect()))
+    }
+
+    fn shares(validation: f64, test: f64) -> crate::config::Split {
+        crate::config::Split { validation, test, seed: 42 }
+    }
+
+    fn texts<'a>(tables: &'a [(Part, Table)], outcome: &Outcome, part: Part) -> Vec<&'a str> {
+        outcome.parts[part as usize].iter().map(|&(table, row)| tables[table].1.rows[row].text.as_str()).collect()
+    }
+
+    fn error(tables: &[(Part, Table)], split: crate::config::Split) -> String {
+        super::split(tables, &split).err().map_or("no error".into(), |e| e.to_string())
+    }
+
+    /// `n` rows of a label.
+    fn many(label: &'static str, n: usize) -> Vec<(String, &'static str)> {
+        (0..n).map(|i| (format!("{label} {i}"), label)).collect()
+    }
+
+    fn of(rows: &[(String, &'static str)]) -> (Part, Table) {
+        table(Part::Train, &rows.iter().map(|(text, label)| (text.as_str(), *label)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_label_is_cut_by_its_share() {
+        let tables = [of(&[many("a", 100), many("b", 10), many("c", 3)].concat())];
+        let outcome = split(&tables, &shares(0.1, 0.2)).unwrap();
+        let counts = |part| {
+            let texts = texts(&tables, &outcome, part);
+            ["a", "b", "c"].map(|label| texts.iter().filter(|text| text.starts_with(label)).count())
+        };
+        assert_eq!(counts(Part::Test), [20, 2, 1]);
+        assert_eq!(counts(Part::Validation), [10, 1, 0]);
+        assert_eq!(counts(Part::Train), [70, 7, 2]);
+    }
+
+    #[test]
+    fn the_draw_knows_texts_not_places() {
+        let rows = [many("a", 40), many("b", 40)].concat();
+        let mut turned = rows.clone();
+        turned.reverse();
+        let draw = |rows: &[(String, &'static str)], seed| {
+            let tables = [of(rows)];
+            let split = crate::config::Split { seed, ..shares(0.1, 0.2) };
+            let outcome = super::split(&tables, &split).unwrap();
+            Part::ALL.map(|part| {
+                let mut texts: Vec<String> = texts(&tables, &outcome, part).into_iter().map(str::to_owned).collect();
+                texts.sort();
+                texts
+            })
+        };
+        assert_eq!(draw(&rows, 42), draw(&turned, 42));
+        assert_ne!(draw(&rows, 42), draw(&rows, 43));
+    }
+
+    #[test]
+    fn no_text_is_on_both_sides() {
+        let tables = [
+            table(
+                Part::Train,
+                &[
+                    ("in test", "a"),
+                    ("twice", "a"),
+                    ("twice", "a"),
+                    ("both", "a"),
+                    ("both", "b"),
+                    ("in validation", "b"),
+                    ("b", "b"),
+                ],
+            ),
+            table(Part::Validation, &[("in validation", "b"), ("in test", "a")]),
+            table(Part::Test, &[("in test", "a"), ("in test", "a"), ("other", "b")]),
+        ];
+        let outcome = split(&tables, &shares(0.1, 0.2)).unwrap();
+        assert_eq!(texts(&tables, &outcome, Part::Train), ["twice", "b"]);
+        assert_eq!(texts(&tables, &outcome, Part::Validation), ["in validation"]);
+        assert_eq!(texts(&tables, &outcome, Part::Test), ["in test", "in test", "other"]);
+        let row = |place: &str, label: &str| ConflictingRow { place: place.into(), label: label.into() };
+        let conflicts = vec![Conflict { rows: vec![row("train.csv: row 3", "a"), row("train.csv: row 4", "b")] }];
+        assert_eq!(outcome.duplicates, Duplicates { repeated: 1, held_out: 3, conflicting: 2, kept: 1, conflicts });
+    }
+
+    #[test]
+    fn pairs_are_duplicates_only_as_pairs() {
+        let mut tables = [table(Part::Train, &[("x", "a"), ("x", "b"), ("x", "b")])];
+        for (row, pair) in tables[0].1.rows.iter_mut().zip(["1", "2", "2"]) {
+            row.text_pair = Some(pair.into());
+        }
+        let outcome = split(&tables, &shares(0.0, 0.0)).unwrap();
+        assert_eq!(outcome.parts[Part::Train as usize], [(0, 0), (0, 1)]);
+    }
+
+    #[test]
+    fn too_few_rows_are_an_error_where_test_is_cut() {
+        let tables = [of(&[many("a", 10), many("tender", 2)].concat())];
+        assert_eq!(
+            error(&tables, shares(0.1, 0.2)),
+            "split.test = 0.2 leaves 1 row of label \"tender\" to train on: needs 2; drop the label or give more rows"
+        );
+        assert_eq!(
+            error(&[of(&[many("a", 3), many("b", 3)].concat())], shares(0.1, 0.2)),
+            "split.validation = 0.1 leaves no row to validate on: no label has 5 rows; raise it or give more rows"
+        );
+        assert_eq!(
+            error(&[of(&many("a", 9))], shares(0.1, 0.2)),
+            "train.csv: needs at least two labels to train on, got only \"a\""
+        );
+    }
+
+    #[test]
+    fn rare_labels_stay_in_training_where_test_is_given() {
+        let tables = [of(&[many("a", 20), many("b", 1), many("c", 2)].concat()), table(Part::Test, &[("x", "b")])];
+        let outcome = split(&tables, &shares(0.5, 0.2)).unwrap();
+        let train = texts(&tables, &outcome, Part::Train);
+        assert!(train.contains(&"b 0") && train.iter().any(|text| text.starts_with('c')));
+        assert_eq!(outcome.parts[Part::Validation as usize].len(), 11);
+    }
+
+    #[test]
+    fn a_label_unseen_in_training_names_its_row() {
+        let tables = [of(&[many("a", 3), many("b", 3)].concat()), table(Part::Test, &[("x", "a"), ("y", "c")])];
+        assert_eq!(
+            error(&tables, shares(0.4, 0.2)),
+            "test.csv: row 1: label \"c\" is unseen in training: no row of train.csv has it; drop the row or give training rows"
+        );
+        let tables = [of(&[many("a", 3), many("b", 3), many("c", 1)].concat()), table(Part::Test, &[("c 0", "c")])];
+        assert!(error(&tables, shares(0.4, 0.2)).contains("has it (1 row of it dropped out as duplicates)"));
+    }
+
+    #[test]
+    fn integer_labels_go_by_value() {
+        let labels = |labels: &[&str]| {
+            let mut labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+            sort_labels(&mut labels);
+            labels
+        };
+        assert_eq!(labels(&["10", "9", "-1"]), ["-1", "9", "10"]);
+        assert_eq!(labels(&["10", "9", "09"]), ["09", "10", "9"]);
+        assert_eq!(labels(&["b", "a", "1"]), ["1", "a", "b"]);
+    }
+}

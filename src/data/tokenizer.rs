@@ -215,3 +215,46 @@ fn words(text: &str) -> Result<Vec<String>> {
     let splits = split.get_splits(OffsetReferential::Original, OffsetType::None);
     Ok(splits.into_iter().map(|(word, _, _)| word.to_owned()).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::sample;
+
+    #[test]
+    fn training_gives_the_same_bytes_every_time() {
+        let rows = sample::documents(1, 300);
+        let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+        let first = train_wordpiece(&texts, 1500).unwrap();
+        let mut reversed = texts.clone();
+        reversed.reverse();
+        for texts in [&texts, &reversed, &texts, &texts, &texts, &texts] {
+            assert!(train_wordpiece(texts, 1500).unwrap().json == first.json);
+        }
+        assert_eq!(first.vocab_size(), 1500);
+        assert_eq!((first.pad_id(), first.added_tokens(false), first.added_tokens(true)), (0, 2, 3));
+    }
+
+    #[test]
+    fn a_vocabulary_below_the_alphabet_is_an_error() {
+        let error = train_wordpiece(&["abc"], 10).err().unwrap().to_string();
+        assert!(error.contains("vocab_size = 10 does not hold the alphabet of the train part: needs 11"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_keeps_its_files() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let trained = train_wordpiece(&["a few words, a few more"], 60).unwrap();
+        trained.save(from.path()).unwrap();
+        let read = Tokenizer::from_folder(from.path()).unwrap();
+        assert_eq!(read.hash(), trained.hash());
+        read.save(to.path()).unwrap();
+        for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+            assert_eq!(fs::read(from.path().join(name)).unwrap(), fs::read(to.path().join(name)).unwrap(), "{name}");
+        }
+        fs::write(from.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(
+            Tokenizer::from_folder(from.path()).err().unwrap().to_string().contains("tokenizer.json: no tokenizer")
+        );
+    }
+}

@@ -68,6 +68,8 @@ pub enum Status {
     Training,
     /// It is complete.
     Finished,
+    /// It ended after the stage it was asked to end after.
+    Stopped,
     /// A signal ended it, with a checkpoint written.
     Interrupted,
     /// An error ended it.

@@ -45,7 +45,8 @@ impl Job<'_> {
     /// A folder that is no model, or a `max_length` that the model cannot read.
     pub fn start(&self, parts: &[Part]) -> Result<Start> {
         let (labels, train) = (self.snapshot.labels(), &self.model.train);
-        let earlier = train.init_from.as_ref().map(|reference| store::find_model(reference, &self.config.root)).transpose()?;
+        let earlier =
+            train.init_from.as_ref().map(|reference| store::find_model(reference, &self.config.root)).transpose()?;
         let (classifier, tokenizer) = match (&earlier, &self.model.origin) {
             (Some(folder), _) | (None, Origin::Folder(folder)) => {
                 let (classifier, report) = Classifier::pretrained(folder, labels, train.dropout, train.seed)?;

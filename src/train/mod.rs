@@ -3,7 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | `job` | one model: its origin, its training, its folder |
-//! | `trainer` | the loop: micro-batches, the gate at its start, the guard against NaN, evaluation, checkpoints |
+//! | `trainer` | the loop: micro-batches, the guard against NaN, evaluation, checkpoints |
+//! | `gate` | every trainable parameter has a gradient |
 //! | `optimizer` | AdamW's groups and moments |
 //! | `schedule` | learning-rate factors |
 //! | `loss` | class weights |
@@ -13,6 +14,7 @@
 
 mod checkpoint;
 mod evaluate;
+mod gate;
 mod job;
 mod loss;
 mod optimizer;
@@ -22,6 +24,7 @@ mod trainer;
 
 pub use checkpoint::{Best, Checkpoints, State};
 pub use evaluate::{Evaluated, evaluate};
+pub use gate::gradient_coverage;
 pub use job::{Job, Start};
 pub use loss::class_weights;
 pub use optimizer::Optimizer;

@@ -106,3 +106,54 @@ impl Optimizer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Overrides};
+
+    fn optimizer_of(sets: &[&str]) -> (Parameters, Result<Optimizer>) {
+        let config = serde_json::json!({
+            "model_type": "bert", "vocab_size": 7, "hidden_size": 4, "num_hidden_layers": 2,
+            "num_attention_heads": 1, "intermediate_size": 8, "max_position_embeddings": 8,
+        });
+        let parameters = kiln_models::build(config.as_object().unwrap(), 1).unwrap().parameters;
+        let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+        let train = Config::load(None, &Overrides { sets, ..Overrides::default() }).unwrap().models[0].train.clone();
+        let optimizer = Optimizer::new(&parameters, &train);
+        (parameters, optimizer)
+    }
+
+    #[test]
+    fn groups_follow_depth_and_leave_biases_and_norms_undecayed() {
+        let (parameters, optimizer) = optimizer_of(&["train.layer_lr_decay=0.5", "train.weight_decay=0.25"]);
+        let groups = optimizer.unwrap().groups;
+        let group = |name: &str| {
+            let range = parameters.iter().find(|p| p.name() == name).unwrap().range();
+            groups
+                .iter()
+                .find(|g| g.range.start <= range.start && range.end <= g.range.end)
+                .map(|g| (g.factor, g.weight_decay))
+        };
+        assert_eq!(group("classifier.weight"), Some((1.0, 0.25)));
+        assert_eq!(group("bert.pooler.dense.bias"), Some((1.0, 0.0)));
+        assert_eq!(group("bert.encoder.layer.1.attention.self.query.weight"), Some((0.5, 0.25)));
+        assert_eq!(group("bert.encoder.layer.0.output.LayerNorm.weight"), Some((0.25, 0.0)));
+        assert_eq!(group("bert.embeddings.word_embeddings.weight"), Some((0.125, 0.25)));
+        let covered: usize = groups.iter().map(|g| g.range.len()).sum();
+        assert_eq!(covered, parameters.elements());
+    }
+
+    #[test]
+    fn frozen_prefixes_have_to_match_and_to_leave_something() {
+        let (parameters, optimizer) = optimizer_of(&["train.freeze=['bert.']"]);
+        assert_eq!(optimizer.unwrap().groups.iter().map(|g| g.range.len()).sum::<usize>(), 4 * 2 + 2);
+        assert!(parameters.iter().all(|p| p.is_trainable() == p.name().starts_with("classifier")));
+        let error = |set| optimizer_of(&[set]).1.err().unwrap().to_string();
+        assert_eq!(
+            error("train.freeze=['bert.embedings']"),
+            "train.freeze: no parameter's name begins with \"bert.embedings\"; the nearest is \"bert.embeddings.LayerNorm.bias\""
+        );
+        assert_eq!(error("train.freeze=['']"), "train.freeze = [\"\"] leaves nothing to train");
+    }
+}

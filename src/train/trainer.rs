@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use kiln_kernels::cross_entropy;
-use kiln_models::nn::{Mode, Parameter};
+use kiln_models::nn::Mode;
 
-use super::{Best, Checkpoints, Optimizer, Schedule, Signal, Signals, State, class_weights, evaluate};
+use super::{
+    Best, Checkpoints, Optimizer, Schedule, Signal, Signals, State, class_weights, evaluate, gradient_coverage,
+};
 use crate::config::{self, Goal, Interval, Objective};
 use crate::data::Dataset;
 use crate::data::sampler::Sampler;
@@ -104,7 +106,12 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A parameter without a gradient at the first step; a loss or gradient that is not finite; what
     /// kernels and the file system say.
-    pub fn fit(&mut self, signals: &Signals, progress: &Progress, print: impl Fn(&Evaluation) -> Result<()>) -> Result<Outcome> {
+    pub fn fit(
+        &mut self,
+        signals: &Signals,
+        progress: &Progress,
+        print: impl Fn(&Evaluation) -> Result<()>,
+    ) -> Result<Outcome> {
         let parameters = &self.classifier.built().parameters;
         let first = self.state.step;
         while self.state.step < self.total_steps && !self.state.stopped_early {
@@ -116,7 +123,7 @@ impl<'a> Trainer<'a> {
                 loss += self.backward(micro_batch, weight)?;
             }
             if step == first {
-                self.gate()?;
+                gradient_coverage(parameters).with_context(|| format!("step {step}"))?;
             }
             let grad_norm = self.optimizer.gradient_norm(parameters)?;
             if !grad_norm.is_finite() {
@@ -195,24 +202,6 @@ impl<'a> Trainer<'a> {
             _ => 1.0,
         };
         batch.iter().flatten().map(weight).sum()
-    }
-
-    /// Refuses to go on unless every trainable parameter has a finite gradient that something wrote.
-    fn gate(&self) -> Result<()> {
-        let parameters = &self.classifier.built().parameters;
-        let gradients = parameters.gradients();
-        let name = |p: &Parameter| p.name().to_owned();
-        let trainable = || parameters.iter().filter(|p| p.is_trainable());
-        let unwritten: Vec<_> = trainable().filter(|p| !p.is_written()).map(name).collect();
-        ensure!(
-            unwritten.is_empty(),
-            "no gradient reaches {}: the forward does not use them; use them, or freeze them by train.freeze",
-            unwritten.join(", ")
-        );
-        let broken: Vec<_> =
-            trainable().filter(|p| gradients.read(p.range()).iter().any(|g| !g.is_finite())).map(name).collect();
-        ensure!(broken.is_empty(), "step {}: the gradients of {} are not finite", self.state.step, broken.join(", "));
-        Ok(())
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {

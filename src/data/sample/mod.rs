@@ -8,16 +8,15 @@
 mod templates;
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 
 use super::rows::{self, Row, Word};
-use super::snapshot::{publish, stage};
+use crate::store;
 use crate::user_error;
 use templates::{BOILERPLATE, KINDS, SHARED, TITLES, choices};
 
@@ -53,64 +52,48 @@ pub(super) fn content_hash(seed: u64) -> String {
 /// The user's for another extension, or a folder that is there already; files that cannot be written.
 pub fn write(path: &Path, seed: u64, count: usize) -> Result<()> {
     let rows = documents(seed, count);
-    let cannot = || format!("cannot write {}", path.display());
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    if extension.is_none() {
-        return write_folders(path, &rows);
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).with_context(cannot)?;
-    let staged = NamedTempFile::new_in(folder).with_context(cannot)?;
     match extension.as_deref() {
-        Some("csv") => {
-            let mut writer = csv::Writer::from_writer(&staged);
-            writer.write_record(["id", "text", "label"]).with_context(cannot)?;
+        None => write_folders(path, &rows),
+        Some("csv") => store::write(path, |file| {
+            let mut writer = csv::Writer::from_writer(file);
+            writer.write_record(["id", "text", "label"])?;
             for row in &rows {
-                writer.write_record([&row.id, &row.text, label(row)]).with_context(cannot)?;
+                writer.write_record([row.id.as_str(), &row.text, label(row)])?;
             }
-            writer.flush().with_context(cannot)?;
-        }
-        Some("jsonl") => {
-            let mut writer = std::io::BufWriter::new(&staged);
+            writer.flush()
+        }),
+        Some("jsonl") => store::write(path, |file| {
             for row in &rows {
                 let words: Vec<&str> = row.words.iter().map(|word| word.text.as_str()).collect();
                 let boxes: Vec<[i32; 4]> = row.words.iter().map(|word| word.bbox).collect();
                 let line =
                     json!({ "id": row.id, "text": row.text, "label": row.label, "words": words, "boxes": boxes });
-                writeln!(writer, "{line}").with_context(cannot)?;
+                writeln!(file, "{line}")?;
             }
-            writer.flush().with_context(cannot)?;
-        }
-        Some("parquet") => rows::write_parquet(staged.path(), rows.iter())?,
-        _ => {
-            return Err(user_error!(
-                "the sample is written to .csv, .jsonl, .parquet or a folder, not to {}",
-                path.display()
-            ));
-        }
+            Ok(())
+        }),
+        Some("parquet") => store::write(path, |file| rows::write_parquet(file, rows.iter()).map_err(io::Error::other)),
+        _ => Err(user_error!("the sample is written to .csv, .jsonl, .parquet or a folder, not to {}", path.display())),
     }
-    staged.as_file().sync_all().with_context(cannot)?;
-    staged.persist(path).with_context(cannot)?;
-    Ok(())
 }
 
 fn write_folders(path: &Path, rows: &[Row]) -> Result<()> {
     if path.exists() {
         return Err(user_error!("{} is there already; name a new folder", path.display()));
     }
-    let staged = stage(path)?;
+    let staged = store::stage(path)?;
     for row in rows {
         let file = staged.path().join(label(row)).join(format!("{:0>5}.txt", row.id));
         fs::create_dir_all(staged.path().join(label(row)))
             .and_then(|()| fs::write(&file, &row.text))
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    publish(staged, path)
+    store::publish(staged, path)
 }
 
-fn label(row: &Row) -> &String {
-    static NONE: String = String::new();
-    row.label.as_ref().unwrap_or(&NONE)
+fn label(row: &Row) -> &str {
+    row.label.as_deref().unwrap_or_default()
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -374,4 +357,69 @@ fn place(random: &mut Random, blocks: &[Vec<String>], label: &str) -> Vec<Word> 
         top += height + if heading { 24 } else { 12 };
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::{Data, Format, Source, Split};
+    use crate::data::source;
+
+    #[test]
+    fn the_sample_is_the_same_everywhere() {
+        // The sample is part of what users see: where this changes, the README's figures do too.
+        assert_eq!(content_hash(SEED), "05fe9f2560e7b1501b149c977964544200fdc97acb1d67043b50290570f4146b");
+        assert_ne!(content_hash(SEED), content_hash(SEED + 1));
+        assert_eq!(documents(7, 20), documents(7, 50)[..20]);
+    }
+
+    #[test]
+    fn documents_are_uneven_and_lie_on_their_pages() {
+        let rows = rows(SEED);
+        let mut labels = BTreeMap::<&str, usize>::new();
+        for row in &rows {
+            *labels.entry(label(row)).or_default() += 1;
+            let words: Vec<&str> = row.words.iter().map(|word| word.text.as_str()).collect();
+            assert_eq!(words.join(" "), row.text);
+            assert!((20..=420).contains(&words.len()), "{} words", words.len());
+            assert!(row.text.is_ascii() && !row.text.contains(['{', '}']), "{}", row.text);
+            for Word { text, bbox: [left, top, right, bottom] } in &row.words {
+                assert!(0 <= *left && left < right && *right <= 1000, "{text} of {}: {left}..{right}", row.id);
+                assert!(0 <= *top && top < bottom && *bottom <= 1000, "{text} of {}: {top}..{bottom}", row.id);
+            }
+        }
+        assert_eq!(labels.len(), KINDS.len());
+        assert!(labels.values().max() >= labels.values().min().map(|least| 3 * least).as_ref(), "{labels:?}");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = |id: Option<&str>| Data {
+            source: Source::Sample,
+            format: Format::Auto,
+            text: "text".into(),
+            text_pair: None,
+            label: "label".into(),
+            id: id.map(str::to_owned),
+            split: Split { validation: 0.1, test: 0.2, seed: 42 },
+        };
+        let texts = |rows: &[Row]| -> Vec<(String, String)> {
+            let mut texts: Vec<_> = rows.iter().map(|row| (row.text.clone(), label(row).to_owned())).collect();
+            texts.sort();
+            texts
+        };
+        let wanted = texts(&documents(3, 40));
+        for (name, id) in [("a.csv", Some("id")), ("a.jsonl", Some("id")), ("a.parquet", Some("id")), ("folder", None)]
+        {
+            let path = folder.path().join(name);
+            write(&path, 3, 40).unwrap();
+            assert_eq!(texts(&source::read(&path, &data(id), true).unwrap().rows), wanted, "{name}");
+        }
+        assert_eq!(rows::read_parquet(&folder.path().join("a.parquet")).unwrap(), documents(3, 40));
+        assert!(write(&folder.path().join("folder"), 3, 40).unwrap_err().to_string().contains("there already"));
+        assert!(write(&folder.path().join("a.xml"), 3, 40).unwrap_err().to_string().contains("not to"));
+    }
 }
