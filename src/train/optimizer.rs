@@ -154,6 +154,9 @@ mod tests {
             error("train.freeze=['bert.embedings']"),
             "train.freeze: no parameter's name begins with \"bert.embedings\"; the nearest is \"bert.embeddings.LayerNorm.bias\""
         );
-        assert_eq!(error("train.freeze=['']"), "train.freeze = [\"\"] leaves nothing to train");
+        assert_eq!(
+            error("train.freeze=['bert.', 'classifier']"),
+            "train.freeze = [\"bert.\", \"classifier\"] leaves nothing to train"
+        );
     }
 }
