@@ -219,6 +219,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn tensors_beside_a_model_come_and_go_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("model.onnx");
+        for (model, data) in [("a", None), ("b", Some("of b")), ("c", Some("of c")), ("d", None)] {
+            let staging = store::stage(&target).unwrap();
+            let staged = staging.path().join("model.onnx");
+            fs::write(&staged, model).unwrap();
+            if let Some(data) = data {
+                fs::write(staging.path().join("model.onnx.data"), data).unwrap();
+            }
+            publish(&staged, &target).unwrap();
+            assert_eq!(fs::read_to_string(&target).unwrap(), model);
+            assert_eq!(fs::read_to_string(folder.path().join("model.onnx.data")).ok().as_deref(), data);
+        }
+    }
+
     /// Another reader of the file: onnx's checker and Python's onnxruntime.
     #[test]
     fn python_reads_the_same() {
