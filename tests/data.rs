@@ -76,7 +76,8 @@ fn encodings_open_in_datasets() {
         assert_eq!((&seen["first"], &seen["last"]), (&row(0), &row(dataset.len() - 1)));
         assert_eq!(seen["checksum"], sum);
     }
-    let names = "import sys, json, datasets; print(json.dumps(datasets.load_from_disk(sys.argv[1]).features['labels'].names))";
+    let names =
+        "import sys, json, datasets; print(json.dumps(datasets.load_from_disk(sys.argv[1]).features['labels'].names))";
     assert_eq!(python(&["-c", names, &folders[0]]).unwrap(), json!(snapshot.labels()));
 }
 

@@ -18,7 +18,7 @@ pub use verify::Certificate;
 
 use crate::config;
 use crate::data::{Part, Tokenizer};
-use crate::infer::{Options, Predictor, Runtime, Setting, Tested, predictor};
+use crate::infer::{self, Options, Predictor, Runtime, Setting, Tested, predictor};
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
 use crate::store;
@@ -34,10 +34,9 @@ pub fn export_model(setting: &Setting<'_>, model: &config::Model) -> Result<Cert
     let files = run.model(&model.name);
     let classifier = Classifier::load(&files.model())?;
     let tokenizer = Tokenizer::from_folder(&files.model())?;
-    let id2label: Map<String, Value> =
-        (0..).zip(classifier.id2label()).map(|(id, label)| (id.to_string(), label.as_str().into())).collect();
+    infer::check_labels(&model.name, classifier.id2label(), snapshot)?;
     let metadata = [
-        ("id2label", Value::from(id2label).to_string()),
+        ("id2label", id2label(&classifier)),
         ("kiln.experiment", run.experiment().name().into()),
         ("kiln.run_num", run.run_num().to_string()),
         ("kiln.model", model.name.clone()),
@@ -88,6 +87,13 @@ pub fn certify_test(setting: &Setting<'_>, model: &config::Model, tested: &Teste
     Ok(Some(certificate))
 }
 
+/// The labels by id, as JSON.
+fn id2label(classifier: &Classifier) -> String {
+    let labels = (0..).zip(classifier.id2label());
+    Value::from(labels.map(|(id, label)| (id.to_string(), label.as_str().into())).collect::<Map<_, Value>>())
+        .to_string()
+}
+
 /// Gives a model that was written and synced to `staged` its name, its tensors first.
 fn publish(staged: &Path, target: &Path) -> Result<()> {
     let [staged_data, data] = [staged, target].map(|path| path.with_added_extension("data"));
@@ -122,4 +128,123 @@ pub fn optimized_ops(runtime: &Runtime, model: &Path) -> Result<BTreeMap<String,
         *ops.entry(node.op_type).or_default() += 1;
     }
     Ok(ops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Data, Format, Source, Split};
+    use crate::data::{Dataset, Example, prepare};
+    use crate::infer::runtime;
+    use serde_json::json;
+
+    const LAYERS: usize = 3;
+    const MAX_LENGTH: usize = 48;
+
+    /// A small BERT with weights large enough that its logits differ from row to row.
+    fn classifier(seed: u64) -> Classifier {
+        let config = json!({
+            "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 64,
+            "max_position_embeddings": 64, "initializer_range": 0.2,
+        });
+        let labels: Vec<String> = (0..12).map(|i| format!("label {i}")).collect(); // as many as the sample has
+        Classifier::scratch("bert", config.as_object().unwrap(), 1000, 0, &labels, None, seed).unwrap()
+    }
+
+    fn write(classifier: &Classifier, folder: &Path) -> std::path::PathBuf {
+        let path = folder.join("model.onnx");
+        let metadata = [("id2label", id2label(classifier))];
+        onnx::write(&classifier.graph().unwrap(), "m", 12, &metadata, &path, onnx::EXTERNAL_ABOVE).unwrap();
+        path
+    }
+
+    fn open(path: &Path) -> Predictor {
+        let options = Options { workers: 2, max_tokens: 200, pad_id: 0 };
+        Predictor::open(runtime::ensure(false).unwrap(), path, options).unwrap()
+    }
+
+    /// The sample's validation part.
+    fn dataset(folder: &Path) -> Dataset {
+        let data = Data {
+            source: Source::Sample,
+            format: Format::Auto,
+            text: "text".into(),
+            text_pair: None,
+            label: "label".into(),
+            id: Some("id".into()),
+            split: Split { validation: 0.02, test: 0.02, seed: 1 },
+        };
+        let snapshot = prepare(&data, folder).unwrap();
+        let tokenizer = snapshot.scratch_tokenizer(1000).unwrap();
+        let inputs = ["input_ids", "token_type_ids", "attention_mask"];
+        let encoding = snapshot.encode(&tokenizer, MAX_LENGTH, &inputs, &[Part::Validation], 1).unwrap();
+        encoding.dataset(Part::Validation).unwrap()
+    }
+
+    /// ONNX Runtime recognises attention by an exact pattern of nodes, and runs the graph as it
+    /// stands where the pattern is off.
+    #[test]
+    fn attention_fuses_in_every_layer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(&classifier(1), folder.path());
+        let ops = optimized_ops(runtime::ensure(false).unwrap(), &path).unwrap();
+        assert_eq!(ops.get("Attention"), Some(&LAYERS), "{ops:?}");
+        assert_eq!(ops.get("BiasGelu"), Some(&LAYERS), "{ops:?}");
+        assert_eq!(ops.get("LayerNormalization"), Some(&(2 * LAYERS + 1)), "{ops:?}");
+        assert_eq!(ops.get("Softmax"), None, "{ops:?}");
+    }
+
+    #[test]
+    fn a_model_is_certified_against_itself_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = dataset(folder.path());
+        let trained = classifier(1);
+        let certify = |exported: &Classifier| {
+            let predictor = open(&write(exported, folder.path()));
+            let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
+            let logits = predictor.predict(&examples, &Progress::new("", 0, "", true)).unwrap().logits;
+            verify::certify(&trained, &predictor, &dataset, &logits, MAX_LENGTH, 500)
+        };
+
+        let certificate = certify(&trained).unwrap();
+        assert_eq!(certificate.examples, dataset.len());
+        assert_eq!(certificate.lengths.last(), Some(&MAX_LENGTH));
+        assert_eq!(certificate.argmax_flips, 0);
+        assert!(certificate.mean_abs_diff <= certificate.max_abs_diff && certificate.max_abs_diff < 1e-5);
+        assert_eq!(certificate.f1_trained, certificate.f1_onnx);
+
+        let error = format!("{:#}", certify(&classifier(2)).unwrap_err());
+        for part in ["part: their logits differ by up to", "predictions differ", "trained [", "ONNX Runtime ["] {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
+    }
+
+    /// Another reader of the file: onnx's checker and Python's onnxruntime.
+    #[test]
+    fn python_reads_the_same() {
+        let Some(python) = std::env::var_os("KILN_PYTHON") else {
+            return println!("skipped: KILN_PYTHON is not set");
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (trained, ids) = (classifier(1), folder.path().join("ids.json"));
+        let path = write(&trained, folder.path());
+        let sequences: Vec<Vec<i32>> = [1, 2, 7, 48].map(|n| (0..n).map(|i| 5 + i * 13 % 900).collect()).to_vec();
+        fs::write(&ids, serde_json::to_vec(&sequences).unwrap()).unwrap();
+
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/predict_onnx.py");
+        let output = std::process::Command::new(python).arg(script).args([&path, &ids]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+
+        let shape = json!(["batch", "sequence"]);
+        assert_eq!(said["inputs"], json!({ "input_ids": shape, "attention_mask": shape, "token_type_ids": shape }));
+        assert_eq!(said["outputs"], json!({ "logits": ["batch", 12] }));
+        assert_eq!(said["opset"], json!({ "ai.onnx": 12 }));
+        assert_eq!(said["metadata"], json!({ "id2label": id2label(&trained) }));
+        let logits: Vec<Vec<f32>> = serde_json::from_value(said["logits"].clone()).unwrap();
+        let examples: Vec<_> = sequences.iter().map(|ids| Example { input_ids: ids, token_type_ids: None }).collect();
+        for (python, trained) in logits.concat().iter().zip(trained.logits(&examples).unwrap().concat()) {
+            assert!((python - trained).abs() < 1e-5, "{python} is not {trained}");
+        }
+    }
 }

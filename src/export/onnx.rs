@@ -218,9 +218,10 @@ fn entry(key: &str, value: &str) -> StringStringEntryProto {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Example;
     use crate::infer::predictor::{Options, Predictor};
     use crate::infer::runtime;
-    use crate::pretrained::Example;
+    use crate::progress::Progress;
     use kiln_models::nn::{InitializerData, Input, Output};
 
     const HIDDEN: usize = 20;
@@ -285,23 +286,22 @@ mod tests {
         // In the file itself, and beside it.
         for (name, external_above) in [("inline.onnx", EXTERNAL_ABOVE), ("external.onnx", 0)] {
             let path = folder.path().join(name);
-            let metadata = [("id2label", r#"{"0":"a"}"#.to_string()), ("kiln.model", "m".into())];
+            let metadata = [("id2label", r#"{"0":"a","1":"b","2":"c"}"#.to_string()), ("kiln.model", "m".into())];
             write(&sum_of_embeddings(40), "m", 12, &metadata, &path, external_above).unwrap();
             assert_eq!(path.with_added_extension("data").exists(), external_above == 0);
 
             let options = Options { workers: 3, max_tokens: 64, pad_id: 39 };
             let predictor = Predictor::open(runtime, &path, options).unwrap();
-            assert_eq!(predictor.metadata("id2label").as_deref(), Some(r#"{"0":"a"}"#));
-            for ((logits, ids), types) in predictor.predict(&examples).unwrap().iter().zip(&ids).zip(&types) {
+            assert_eq!(predictor.id2label().unwrap(), ["a", "b", "c"]);
+            let predict = |examples: &[Example]| predictor.predict(examples, &Progress::new("", 0, "", true));
+            for ((logits, ids), types) in predict(&examples).unwrap().logits.iter().zip(&ids).zip(&types) {
                 for (got, expected) in logits.iter().zip(expected(ids, types)) {
                     assert!((got - expected).abs() < 1e-4, "{got} is not {expected}");
                 }
             }
             let unknown = [Example { input_ids: &[40], token_type_ids: None }];
-            assert!(
-                format!("{:#}", predictor.predict(&unknown).unwrap_err())
-                    .contains("indices element out of data bounds")
-            );
+            let error = format!("{:#}", predict(&unknown).unwrap_err());
+            assert!(error.contains("indices element out of data bounds"), "{error}");
         }
 
         let model = read(&folder.path().join("external.onnx")).unwrap();

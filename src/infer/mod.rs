@@ -81,14 +81,7 @@ pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested
     let Exported { infer, tokenizer, predictor, .. } =
         Exported::open(setting.runtime, &files, model, setting.config.infer)?;
     let labels = predictor.id2label()?;
-    if labels != snapshot.labels() {
-        return Err(user_error!(
-            "model {name:?} knows the labels {}, and snapshot {} has {}; test it on the data it was trained on",
-            labels.join(", "),
-            snapshot.hash(),
-            snapshot.labels().join(", ")
-        ));
-    }
+    check_labels(name, &labels, snapshot)?;
     let rows = snapshot.rows(Part::Test)?;
     let dataset = snapshot
         .encode(&tokenizer, model.max_length, &predictor.input_names(), &[Part::Test], infer.workers)?
@@ -131,4 +124,17 @@ pub fn predict_rows(model: &Exported<'_>, rows: &[Row], output: &Path, quiet: bo
     progress.finish();
     predictions::write(output, &model.predictor.id2label()?, rows, &predictions.logits)?;
     Ok(predictions.throughput)
+}
+
+/// Refuses data whose labels are not the model's: their ids would mean something else.
+pub(crate) fn check_labels(model: &str, labels: &[String], snapshot: &Snapshot) -> Result<()> {
+    if labels == snapshot.labels() {
+        return Ok(());
+    }
+    Err(user_error!(
+        "model {model:?} knows the labels {}, and the data in {} has {}; a model needs the data it was trained on",
+        labels.join(", "),
+        snapshot.dir().display(),
+        snapshot.labels().join(", ")
+    ))
 }

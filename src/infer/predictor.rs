@@ -48,7 +48,7 @@ pub struct Predictions {
 #[derive(Debug)]
 pub struct Predictor {
     session: Session,
-    inputs: Vec<Input>,
+    inputs: Vec<Column>,
     input_names: Vec<CString>,
     output_name: CString,
     labels: usize,
@@ -57,7 +57,7 @@ pub struct Predictor {
 
 /// A model's input, by its Hugging Face name.
 #[derive(Clone, Copy, Debug)]
-enum Input {
+enum Column {
     InputIds,
     AttentionMask,
     TokenTypeIds,
@@ -76,9 +76,9 @@ impl Predictor {
             .with_context(|| format!("ONNX Runtime could not open {}", model.display()))?;
 
         let inputs = session.inputs().iter().map(|input| match input.name() {
-            "input_ids" => Ok(Input::InputIds),
-            "attention_mask" => Ok(Input::AttentionMask),
-            "token_type_ids" => Ok(Input::TokenTypeIds),
+            "input_ids" => Ok(Column::InputIds),
+            "attention_mask" => Ok(Column::AttentionMask),
+            "token_type_ids" => Ok(Column::TokenTypeIds),
             name => bail!("{} needs an input {name}, which kiln does not know how to fill", model.display()),
         });
         let labels = match session.outputs() {
@@ -170,13 +170,13 @@ impl Predictor {
             for Example { input_ids, token_type_ids } in &batch {
                 let end = values.len() + length;
                 match input {
-                    Input::InputIds => values.extend(input_ids.iter().map(|&id| i64::from(id))),
-                    Input::AttentionMask => values.resize(values.len() + input_ids.len(), 1),
-                    Input::TokenTypeIds => {
+                    Column::InputIds => values.extend(input_ids.iter().map(|&id| i64::from(id))),
+                    Column::AttentionMask => values.resize(values.len() + input_ids.len(), 1),
+                    Column::TokenTypeIds => {
                         values.extend(token_type_ids.unwrap_or_default().iter().map(|&id| i64::from(id)));
                     }
                 }
-                values.resize(end, if let Input::InputIds = input { self.options.pad_id.into() } else { 0 });
+                values.resize(end, if let Column::InputIds = input { self.options.pad_id.into() } else { 0 });
             }
             Tensor::from_array(([batch.len(), length], values))
         });

@@ -98,7 +98,7 @@ impl Places {
 
     fn open(&self, offline: bool) -> Result<Runtime> {
         if let Some(path) = &self.explicit {
-            return open(path).with_context(|| format!("ORT_DYLIB_PATH = {}", path.display()));
+            return open(path).context("ORT_DYLIB_PATH does not name a library that can be used");
         }
 
         // What was there but could not be used, for the error.
@@ -122,7 +122,7 @@ impl Places {
         for name in self.system {
             match open_library(Path::new(name)) {
                 Ok(runtime) => return Ok(runtime),
-                Err(error) if error.to_string().contains("cannot open shared object file") => {} // there is none
+                Err(error) if error.to_string().starts_with(&format!("{name}: cannot open")) => {} // there is none
                 Err(error) => unusable.push(format!("{error:#}")),
             }
         }
@@ -148,7 +148,7 @@ impl Places {
 /// Opens the library in the file `path`.
 fn open(path: &Path) -> Result<Runtime> {
     // Absolute, because ort takes a relative path from the executable's folder first.
-    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    let path = path.canonicalize().with_context(|| format!("cannot open {}", path.display()))?;
     check_whole(&path)?;
     open_library(&path)
 }
@@ -159,6 +159,11 @@ fn open_library(path: &Path) -> Result<Runtime> {
         ort::LoadDynamicError::BadVersion { version_str, path } => {
             anyhow!("{} is ONNX Runtime {version_str}: kiln needs {OLDEST} or newer", path.display())
         }
+        // What dlopen itself said is the error's source.
+        ort::LoadDynamicError::Dlopen { error, .. } => match std::error::Error::source(&error) {
+            Some(reason) => anyhow!("{reason}"),
+            None => anyhow!("{}: {error}", path.display()),
+        },
         error => anyhow!("{error}"),
     })?;
     let environment = builder.with_name("kiln").with_telemetry(false).build()?;
