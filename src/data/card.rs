@@ -92,7 +92,7 @@ impl Card {
             ));
         }
         if !d.conflicts.is_empty() {
-            const SHOWN: usize = 3;
+            const SHOWN: usize = 2;
             let shown: Vec<String> = d
                 .conflicts
                 .iter()
