@@ -1,8 +1,6 @@
 //! Embeddings: the sum of several tables' rows in one pass, with a gradient that costs what the
 //! batch costs.
 
-use std::sync::Arc;
-
 use kiln_kernels::embedding;
 
 use super::inputs::{Ids, IdsKind};
@@ -42,12 +40,12 @@ struct Embed {
 }
 
 impl Embed {
-    fn values<'a>(&'a self) -> Result<Vec<(&'a Parameter, &'a Arc<[u32]>)>> {
-        let value = |(table, ids): &'a (Parameter, IdsKind)| match ids {
-            IdsKind::Value(ids) => Ok((table, ids)),
+    fn values(&self) -> Result<Vec<(&Parameter, &[u32])>> {
+        let ids = self.tables.iter().map(|(table, ids)| match ids {
+            IdsKind::Value(ids) => Ok((table, &ids[..])),
             IdsKind::Symbol { .. } => Err(Error::Input(format!("{}: ids are symbols, not values", table.name()))),
-        };
-        self.tables.iter().map(value).collect()
+        });
+        ids.collect()
     }
 }
 
@@ -61,7 +59,7 @@ impl Op for Embed {
     fn forward(&self, _: &[&Data]) -> Result<(Data, ())> {
         let (tables, size) = (self.values()?, self.tables[0].0.shape()[1]);
         let values = self.tables[0].0.values();
-        let rows: Vec<_> = tables.iter().map(|(table, ids)| (values.view(table.range()), &ids[..])).collect();
+        let rows: Vec<_> = tables.iter().map(|(table, ids)| (values.view(table.range()), *ids)).collect();
         Ok((embedding::forward(&rows, size)?, ()))
     }
 
