@@ -112,7 +112,7 @@ pub struct Train {
     /// Ends after this stage
     #[arg(long, value_name = "STAGE")]
     pub stop_after: Option<Stage>,
-    /// Takes a prepared snapshot as it is, in place of [data]
+    /// Takes a prepared snapshot as it is, in place of `data`
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Goes on with this run: a run folder or experiment/run_num [default: the newest unfinished

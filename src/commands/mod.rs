@@ -47,7 +47,7 @@ pub fn print(line: &str) -> Result<()> {
 /// Prints a value to stdout as indented JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }

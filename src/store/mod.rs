@@ -5,7 +5,7 @@
 //! <root>/<experiment>/runs/<run_num>/   experiment.toml lock.json run.json    RunDir
 //!     <model>/                          checkpoints/ model/ model.onnx …      ModelDir
 //! ```
-//! A reader never sees a half-written file: [`write`] and [`publish`] are the only ways in. What
+//! A reader never sees a half-written file: [`write()`] and [`publish`] are the only ways in. What
 //! starts with `.tmp-` was left by a process that was killed; opening a run removes it.
 
 mod file;
