@@ -1,4 +1,22 @@
-//! kiln fine-tunes transformer classifiers in pure Rust.
+//! kiln fine-tunes transformer classifiers in pure Rust: text in, a tested ONNX classifier out.
+//!
+//! One command goes the whole way, and this is the way it goes:
+//!
+//! 1. [`config`] reads the experiment file into one resolved [`Config`](config::Config).
+//! 2. [`data`] reads rows, removes duplicates, cuts the parts and writes them as a
+//!    [`Snapshot`](data::Snapshot); a tokenizer turns each part into a memory-mapped
+//!    [`Dataset`](data::Dataset).
+//! 3. [`pretrained`] reads a Hugging Face folder into a [`Classifier`](pretrained::Classifier): a model
+//!    of [`kiln_models`], whose one `forward` trains on packed batches and is captured as an ONNX graph.
+//! 4. [`train`] is the loop, [`Trainer::fit`](train::Trainer::fit): micro-batches on a tape over the
+//!    kernels of [`kiln_kernels`], AdamW, evaluations, checkpoints that resume to the same bits.
+//! 5. [`export`] writes the graph and certifies it, example by example, against the trained model.
+//! 6. [`infer`] runs ONNX Runtime on the unseen test part, or on new rows.
+//!
+//! Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,
+//! [`track`] the events of a training, [`report`] tables and pictures made from a run's files alone,
+//! [`cli`] and [`commands`] the verbs, [`mod@error`] whose fault an error is. Arrows point down only:
+//! commands → train, export, infer, report → data, metrics, track, store → config.
 #![warn(missing_docs)]
 
 pub mod cli;
