@@ -4,6 +4,28 @@
 //! from a parsed `config.json` by declaring its parameters to a [`nn::Builder`]; its `forward` is
 //! read twice: on packed batches it computes and records a tape ([`nn::Tape`]), and on symbols it
 //! writes the graph that is exported ([`capture`]). This crate sees no file path, rank or device flag.
+//!
+//! ```
+//! use kiln_models::nn::{Inputs, Mode, Packing};
+//!
+//! let config = serde_json::json!({
+//!     "model_type": "bert", "num_labels": 3, "vocab_size": 30, "hidden_size": 8,
+//!     "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+//! });
+//! let config = config.as_object().unwrap();
+//! let bert = kiln_models::build(config, 42)?;
+//!
+//! // Two sequences, of four tokens and of two, one after the other: no padding.
+//! let packing = Packing::new(vec![0, 4, 6], vec![0, 1])?;
+//! let inputs = Inputs::packed(packing, vec![("input_ids", vec![2, 7, 9, 3, 2, 3])], Mode::Evaluate)?;
+//! let logits = bert.model.forward(&inputs)?;
+//! assert_eq!(logits.data()?.dims(), [2, 3]);
+//!
+//! // The same forward, on symbols.
+//! let graph = kiln_models::capture(&bert, config)?;
+//! assert_eq!(graph.outputs[0].name, "logits");
+//! # Ok::<(), kiln_models::Error>(())
+//! ```
 #![warn(missing_docs)]
 
 pub mod bert;

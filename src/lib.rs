@@ -33,3 +33,18 @@ pub mod report;
 pub mod store;
 pub mod track;
 pub mod train;
+
+#[cfg(test)]
+mod testing {
+    use std::io::Write as _;
+
+    /// The Python of ci/python-env.sh, or `None` after saying aloud that the test is skipped.
+    pub(crate) fn python() -> Option<std::ffi::OsString> {
+        let python = std::env::var_os("KILN_PYTHON");
+        if python.is_none() {
+            // Past the test runner, which keeps to itself what a passing test prints.
+            let _ = writeln!(std::io::stderr(), "skipped: KILN_PYTHON is not set; ci/python-env.sh prints it");
+        }
+        python
+    }
+}

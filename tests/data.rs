@@ -7,7 +7,7 @@ use kiln::config::{Data, Format, Source, Split};
 use kiln::data::{Encoding, Part, Snapshot, prepare};
 use serde_json::{Value, json};
 
-use crate::support::{fetched, repository};
+use crate::support::{self, fetched, repository};
 
 fn data(source: Source) -> Data {
     Data {
@@ -23,10 +23,7 @@ fn data(source: Source) -> Data {
 
 /// What a Python script prints, as JSON; `None` after saying aloud that the test is skipped.
 fn python(arguments: &[&str]) -> Option<Value> {
-    let Ok(python) = std::env::var("KILN_PYTHON") else {
-        println!("skipped: KILN_PYTHON is not set");
-        return None;
-    };
+    let python = support::python()?;
     let output = Command::new(python).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Some(serde_json::from_slice(&output.stdout).unwrap())

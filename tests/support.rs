@@ -1,5 +1,6 @@
 //! What the tests share.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// A file that the repository holds.
@@ -11,7 +12,7 @@ pub fn repository(path: &str) -> PathBuf {
 pub fn fetched(name: &str) -> Option<PathBuf> {
     let path = repository("experiments/data").join(name);
     if !path.exists() {
-        println!("skipped: {} is not there; run experiments/fetch.sh", path.display());
+        skipped(&format!("{} is not there; run experiments/fetch.sh {name}", path.display()));
     }
     path.exists().then_some(path)
 }
@@ -27,7 +28,12 @@ pub fn kiln() -> std::process::Command {
 pub fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KILN_PYTHON").map(PathBuf::from);
     if python.is_none() {
-        println!("skipped: KILN_PYTHON is not set; ci/python-env.sh prints it");
+        skipped("KILN_PYTHON is not set; ci/python-env.sh prints it");
     }
     python
+}
+
+/// Says so past the test runner, which keeps to itself what a passing test prints.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }

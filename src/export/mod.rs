@@ -239,9 +239,7 @@ mod tests {
     /// Another reader of the file: onnx's checker and Python's onnxruntime.
     #[test]
     fn python_reads_the_same() {
-        let Some(python) = std::env::var_os("KILN_PYTHON") else {
-            return println!("skipped: KILN_PYTHON is not set");
-        };
+        let Some(python) = crate::testing::python() else { return };
         let folder = tempfile::tempdir().unwrap();
         let (trained, ids) = (classifier(1), folder.path().join("ids.json"));
         let path = write(&trained, folder.path());

@@ -324,9 +324,7 @@ mod tests {
     /// onnx's own checker, which also infers every shape.
     #[test]
     fn onnx_checker_accepts_what_is_written() {
-        let Some(python) = std::env::var_os("KILN_PYTHON") else {
-            return println!("skipped: KILN_PYTHON is not set");
-        };
+        let Some(python) = crate::testing::python() else { return };
         let folder = tempfile::tempdir().unwrap();
         for (name, external_above) in [("inline.onnx", EXTERNAL_ABOVE), ("external.onnx", 0)] {
             let path = folder.path().join(name);
