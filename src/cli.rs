@@ -52,6 +52,13 @@ impl Options {
         Overrides { sets: self.set.clone(), root: self.root.clone(), threads: self.threads.map(usize::from) }
     }
 
+    /// Says what only `-v` asks for.
+    pub fn note(&self, message: impl FnOnce() -> String) {
+        if self.verbose {
+            eprintln!("{}", message());
+        }
+    }
+
     /// The folder of all experiments, for commands that read no experiment file.
     pub fn root(&self) -> PathBuf {
         self.root.clone().unwrap_or_else(|| PathBuf::from(crate::config::ROOT))

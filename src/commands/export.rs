@@ -20,14 +20,8 @@ use crate::user_error;
 /// The user's, where there is no such run or model; what [`export_model`] says.
 pub fn run(args: &cli::Export, options: &Options) -> Result<ExitCode> {
     let target = Target::find(args, options)?;
-    let snapshot = Snapshot::open(&target.run.snapshot_dir()?)?;
-    let setting = Setting {
-        runtime: runtime::ensure(options.offline)?,
-        run: &target.run,
-        config: &target.config,
-        snapshot: &snapshot,
-        quiet: options.quiet,
-    };
+    let snapshot = target.snapshot()?;
+    let setting = target.setting(&snapshot, options)?;
     let mut certificates = Map::new();
     for model in &target.models {
         let certificate = export_model(&setting, model)?;
@@ -81,6 +75,18 @@ impl Target {
             }
         }
         Ok(Target { run, config, models })
+    }
+
+    /// The run's data.
+    pub(super) fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::open(&self.run.snapshot_dir()?)
+    }
+
+    /// What exporting and testing take.
+    pub(super) fn setting<'a>(&'a self, snapshot: &'a Snapshot, options: &Options) -> Result<Setting<'a>> {
+        let runtime = runtime::ensure(options.offline)?;
+        options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
+        Ok(Setting { runtime, run: &self.run, config: &self.config, snapshot, quiet: options.quiet })
     }
 }
 

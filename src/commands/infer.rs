@@ -10,7 +10,7 @@ use super::export::{Target, by_model};
 use super::{print, print_json};
 use crate::cli::{self, Options};
 use crate::config::{self, Data, Format};
-use crate::data::{Snapshot, read_rows};
+use crate::data::read_rows;
 use crate::export::certify_test;
 use crate::infer::{Exported, Setting, predict_rows, runtime, test_model};
 use crate::{report, user_error};
@@ -24,14 +24,8 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
         return predict(&target, input, output, options);
     }
-    let snapshot = Snapshot::open(&target.run.snapshot_dir()?)?;
-    let setting = Setting {
-        runtime: runtime::ensure(options.offline)?,
-        run: &target.run,
-        config: &target.config,
-        snapshot: &snapshot,
-        quiet: options.quiet,
-    };
+    let snapshot = target.snapshot()?;
+    let setting = target.setting(&snapshot, options)?;
     test_and_print(&setting, &target.models, options)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -40,6 +40,10 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         (None, false) => Choice::Auto,
     };
     let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), snapshot.dir(), &choice)?;
+    options.note(|| format!("snapshot {} in {}", snapshot.hash(), snapshot.dir().display()));
+    if let Some(runtime) = runtime {
+        options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
+    }
     let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, options };
     pipeline.announce(resumed)?;
     match pipeline.go(runtime, args.stop_after) {
@@ -52,7 +56,8 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
             Ok(ExitCode::from(signal.exit_code()))
         }
         Err(error) => {
-            run.finish(Status::Failed)?;
+            // What stopped the run is the news; that run.json could not say so is not.
+            run.finish(Status::Failed).unwrap_or_else(|unsaid| eprintln!("warning: {unsaid:#}"));
             Err(error)
         }
     }
@@ -117,7 +122,10 @@ impl Pipeline<'_> {
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let job = Job { config: self.config, model, snapshot: self.snapshot, files, quiet: self.options.quiet };
-        let outcome = job.train(signals, |evaluation| super::print(&evaluation.to_string()))?;
+        let outcome = job.train(signals, |evaluation| {
+            let line = if self.options.json { serde_json::to_string(evaluation)? } else { evaluation.to_string() };
+            super::print(&line)
+        })?;
         match outcome {
             Outcome::Finished(_) => Ok(None),
             Outcome::Interrupted(signal, step) => {

@@ -103,8 +103,8 @@ impl Job<'_> {
         store::publish(staged, &self.files.model())?;
         let statistics =
             evaluate(&classifier, &validation, settings.micro_batch_tokens)?.statistics(self.snapshot.labels());
-        store::write_json(&self.files.statistics_json(), &statistics)?;
         report::curves(&self.files.metrics_jsonl(), &self.files.curves_png())?;
+        store::write_json(&self.files.statistics_json(), &statistics)?; // last: it says that training is done
         Ok(outcome)
     }
 
