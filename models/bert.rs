@@ -1,7 +1,7 @@
 //! BERT for sequence classification (Devlin et al., 2018), with the semantics of transformers'
 //! `BertForSequenceClassification`: a pooler on the first token, dropout, a linear classifier.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::nn::{
@@ -17,12 +17,13 @@ pub static ARCHITECTURE: Architecture = Architecture {
     base_prefix: "bert.",
     inputs: &["input_ids", "attention_mask", "token_type_ids"],
     dropout_keys: &["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"],
+    config_keys: || crate::keys(&Config::default()),
     max_positions: |config| Ok(Config::parse(config)?.max_position_embeddings),
     build: |config, builder| Ok(Box::new(Bert::new(&Config::parse(config)?, num_labels(config)?, builder)?)),
 };
 
 /// What BERT reads of `config.json`; defaults are those of transformers' `BertConfig`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 struct Config {
     vocab_size: usize,

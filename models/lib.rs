@@ -95,6 +95,8 @@ pub struct Architecture {
     pub inputs: &'static [&'static str],
     /// The keys of `config.json` that hold dropout probabilities.
     pub dropout_keys: &'static [&'static str],
+    /// The keys of `config.json` that the model reads.
+    pub config_keys: fn() -> Vec<String>,
     /// The longest sequence that the model can read, in tokens.
     pub max_positions: fn(&Config) -> Result<usize>,
     /// Declares the parameters and returns the model.
@@ -156,6 +158,14 @@ pub fn build(config: &Config, seed: u64) -> Result<Built> {
 pub fn capture(built: &Built, config: &Config) -> Result<Graph> {
     let max_positions = (built.architecture.max_positions)(config)?;
     nn::capture(built.architecture.inputs, max_positions, |inputs| built.model.forward(inputs))
+}
+
+/// The keys that a config struct reads, from its defaults.
+fn keys(defaults: &impl serde::Serialize) -> Vec<String> {
+    match serde_json::to_value(defaults) {
+        Ok(Json::Object(keys)) => keys.into_iter().map(|(key, _)| key).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The number of labels that `config` gives: of `id2label`, else `num_labels`, else 2.

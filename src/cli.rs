@@ -55,7 +55,7 @@ impl Options {
     /// Says what only `-v` asks for.
     pub fn note(&self, message: impl FnOnce() -> String) {
         if self.verbose {
-            eprintln!("{}", message());
+            crate::error::say(message());
         }
     }
 

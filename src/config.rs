@@ -44,6 +44,9 @@ pub struct Config {
     /// comments. Empty in a configuration read back from a run.
     #[serde(skip)]
     pub text: String,
+    /// The `--set` options that were laid over it. Empty in a configuration read back from a run.
+    #[serde(skip)]
+    pub sets: Vec<String>,
 }
 
 /// Which run of its experiment a training is.
@@ -143,6 +146,8 @@ pub enum Format {
     Jsonl,
     /// Parquet.
     Parquet,
+    /// Arrow, as a stream or a file.
+    Arrow,
     /// A folder for each label, a text file for each row.
     Folders,
 }
@@ -281,7 +286,7 @@ pub enum ClassWeights {
     None,
     /// `rows / (labels * rows of the label)`, scikit-learn's `balanced`.
     Balanced,
-    /// By label; labels not named weigh 1.
+    /// By label; every label has one.
     Given(BTreeMap<String, f64>),
 }
 

@@ -1,6 +1,7 @@
-//! Whose fault an error is, which decides the exit code.
+//! Whose fault an error is, which decides the exit code, and the way to stderr.
 
 use std::fmt;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// An error that the user can put right: a mistake in the experiment file, the data or the command
@@ -34,4 +35,9 @@ macro_rules! user_error {
 /// 2 where the user can put the error right, 1 otherwise.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if error.chain().any(|cause| cause.is::<UserError>()) { 2 } else { 1 })
+}
+
+/// Writes a line to stderr. That nobody reads it any more is no error, least of all in mid-training.
+pub fn say(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -13,9 +13,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     commands::run(&cli).unwrap_or_else(|failure| {
-        eprintln!("error: {failure}");
+        error::say(format_args!("error: {failure}"));
         for cause in failure.chain().skip(1) {
-            eprintln!("  caused by: {cause}");
+            error::say(format_args!("  caused by: {cause}"));
         }
         error::exit_code(&failure)
     })

@@ -116,7 +116,10 @@ impl Progress {
         let Self { label, total, unit, .. } = self;
         let step = state.window.step();
         let text = describe(&state.window, *total, unit, &state.message);
-        eprintln!("{label} {step}/{total} {unit}s{}{text}", if text.is_empty() { "" } else { "  " });
+        crate::error::say(format_args!(
+            "{label} {step}/{total} {unit}s{}{text}",
+            if text.is_empty() { "" } else { "  " }
+        ));
     }
 }
 

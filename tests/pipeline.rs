@@ -308,6 +308,61 @@ fn a_loss_that_is_not_finite_names_its_step_and_rows() {
 }
 
 #[test]
+fn a_run_that_needed_its_options_is_tested_without_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, rows) = (folder.path().join("template.toml"), folder.path().join("rows.csv"));
+    assert!(kiln().arg("sample").arg("--output").arg(&rows).output().unwrap().status.success());
+    let quickstart = fs::read_to_string(crate::support::repository("experiments/quickstart.toml")).unwrap();
+    fs::write(&file, quickstart.replace("source = \"sample\"", "")).unwrap();
+    let mut command = kiln();
+    command.arg("train").arg(&file).arg("--root").arg(folder.path()).args(["--set", "train.max_steps=2"]);
+    let output = command.arg("--set").arg(format!("data.source={}", rows.display())).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = kiln().args(["infer", "quickstart/1", "--json", "--root"]).arg(folder.path()).output().unwrap();
+    let test: Value =
+        store::read_json(&folder.path().join("quickstart/runs/1/small-bert/test/statistics.json")).unwrap();
+    assert_eq!(json(output)["macro_f1"], test["macro_f1"]);
+}
+
+#[test]
+fn a_run_does_not_go_on_from_another_base() {
+    let folder = copy(&FINISHED);
+    let base = folder.path().join("quickstart/runs/1/small-bert/model");
+    let train = || {
+        let mut command = quickstart(folder.path());
+        command.args(["--stop-after", "train", "--set", "train.max_steps=2", "--set"]);
+        command.arg(format!("model.0.path={}", base.display())).output().unwrap()
+    };
+    assert!(train().status.success());
+    let tokenizer = base.join("tokenizer.json");
+    fs::write(&tokenizer, fs::read_to_string(&tokenizer).unwrap() + " ").unwrap();
+    let output = train();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("small-bert/tokenizer.json"), "{stderr}");
+}
+
+#[test]
+fn a_label_that_weighs_nothing_trains_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = Snapshot::open(&FINISHED.snapshot()).unwrap();
+    let weights: Vec<_> =
+        snapshot.labels().iter().map(|label| format!("{label} = {}", u8::from(label == "insurance"))).collect();
+    let mut command = quickstart(folder.path());
+    command.args(["--stop-after", "train", "--set", "train.batch_size=1", "--set", "train.max_steps=20", "--set"]);
+    let output = command.arg(format!("train.class_weights={{ {} }}", weights.join(", "))).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_mistyped_config_key_names_the_nearest() {
+    let output = kiln().args(["check", "--set", "model.0.config.hiden_size=64"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("\"hiden_size\"") && stderr.contains("\"hidden_size\""), "{stderr}");
+}
+
+#[test]
 fn training_stops_early_where_nothing_is_gained() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = quickstart(folder.path());

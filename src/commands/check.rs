@@ -66,7 +66,18 @@ pub fn check(config: &Config, snapshot: Option<&Path>) -> Result<Vec<String>> {
 /// The model's `model_type`, if what it starts from is there and fits.
 fn model_type(model: &Model, root: &Path) -> Result<String, String> {
     let (model_type, config) = match &model.origin {
-        Origin::Scratch { architecture, config, .. } => (architecture.clone(), config.clone()),
+        Origin::Scratch { architecture, config, .. } => {
+            let known = (kiln_models::architecture(architecture).map_err(|error| error.to_string())?.config_keys)();
+            if let Some(unknown) = config.keys().find(|key| !known.contains(key)) {
+                let nearest = known.iter().max_by(|a, b| strsim::jaro(a, unknown).total_cmp(&strsim::jaro(b, unknown)));
+                let nearest = nearest.map(|key| format!("; the nearest is {key:?}")).unwrap_or_default();
+                return Err(format!("config has no key {unknown:?} for {architecture}{nearest}"));
+            }
+            if config.contains_key("vocab_size") {
+                return Err("config.vocab_size: the vocabulary is the tokenizer's; set tokenizer.vocab_size".into());
+            }
+            (architecture.clone(), config.clone())
+        }
         Origin::Folder(folder) => {
             for name in ["config.json", "model.safetensors", "tokenizer.json"] {
                 if !folder.join(name).is_file() {

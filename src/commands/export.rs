@@ -11,7 +11,7 @@ use crate::config::{self, Config};
 use crate::data::Snapshot;
 use crate::export::{Certificate, export_model};
 use crate::infer::{Setting, runtime};
-use crate::store::{self, RunDir};
+use crate::store::{self, Pins, RunDir};
 use crate::user_error;
 
 /// Exports the models from the run's `model/` folders again.
@@ -20,6 +20,7 @@ use crate::user_error;
 /// The user's, where there is no such run or model; what [`export_model`] says.
 pub fn run(args: &cli::Export, options: &Options) -> Result<ExitCode> {
     let target = Target::find(args, options)?;
+    let _held = target.run.hold()?;
     let snapshot = target.snapshot()?;
     let setting = target.setting(&snapshot, options)?;
     let mut certificates = Map::new();
@@ -58,10 +59,13 @@ pub(super) struct Target {
 impl Target {
     pub(super) fn find(args: &cli::Export, options: &Options) -> Result<Target> {
         let run = store::find(args.run.as_deref(), &options.root())?;
-        let mut config = run.pins()?.config;
+        let Pins { mut config, mut sets, .. } = run.pins()?;
         // How models are run may be another machine's choice, and another day's: --set and --threads
         // count, and "auto" is this machine's.
-        config.infer = Config::load(Some(&run.dir().join("experiment.toml")), &options.overrides())?.infer;
+        let mut overrides = options.overrides();
+        sets.append(&mut overrides.sets);
+        overrides.sets = sets;
+        config.infer = Config::load(Some(&run.dir().join("experiment.toml")), &overrides)?.infer;
         kiln_kernels::threads::set(config.infer.workers)?;
         for model in &mut config.models {
             model.train.threads = config.infer.workers;

@@ -24,6 +24,7 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
         return predict(&target, input, output, options);
     }
+    let _held = target.run.hold()?;
     let snapshot = target.snapshot()?;
     let setting = target.setting(&snapshot, options)?;
     test_and_print(&setting, &target.models, options)?;

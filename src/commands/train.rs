@@ -8,6 +8,7 @@ use super::{check, prepare};
 use crate::cli::{Options, Stage, Train};
 use crate::config::{self, Config};
 use crate::data::{self, Part, Snapshot};
+use crate::error::say;
 use crate::export::export_model;
 use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
@@ -46,6 +47,14 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     }
     let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, options };
     pipeline.announce(resumed)?;
+    for (model, threads) in run.pins()?.threads {
+        let now = config.models.iter().find(|m| m.name == model).map_or(threads, |m| m.train.threads);
+        if now != threads {
+            say(format_args!(
+                "warning: {model} was started on {threads} threads and goes on with {now}: last bits may differ"
+            ));
+        }
+    }
     match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
             run.finish(if args.stop_after.is_some() { Status::Stopped } else { Status::Finished })?;
@@ -57,7 +66,7 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         }
         Err(error) => {
             // What stopped the run is the news; that run.json could not say so is not.
-            run.finish(Status::Failed).unwrap_or_else(|unsaid| eprintln!("warning: {unsaid:#}"));
+            run.finish(Status::Failed).unwrap_or_else(|unsaid| say(format_args!("warning: {unsaid:#}")));
             Err(error)
         }
     }
@@ -102,6 +111,7 @@ impl Pipeline<'_> {
         }
         let Some(runtime) = runtime else { return Ok(None) };
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
+        kiln_kernels::threads::set(config.infer.workers)?;
         let setting = Setting { runtime, run: self.run, config, snapshot, quiet };
         for model in &self.config.models {
             if !self.run.model(&model.name).export_json().exists() {
@@ -141,7 +151,7 @@ impl Pipeline<'_> {
 
     fn say(&self, message: &str) {
         if !self.options.quiet {
-            eprintln!("{message}");
+            say(message);
         }
     }
 }

@@ -64,7 +64,9 @@ impl Config {
         let config = resolve::config(&root);
         root.finish();
         match config {
-            Some(config) if notes.problems.borrow().is_empty() => Ok(Self { text: overrides.comment(text), ..config }),
+            Some(config) if notes.problems.borrow().is_empty() => {
+                Ok(Self { text: overrides.comment(text), sets: overrides.sets.clone(), ..config })
+            }
             _ => Err(error(notes.problems.into_inner())),
         }
     }

@@ -66,6 +66,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
         export,
         infer,
         text: String::new(),
+        sets: Vec::new(),
     })
 }
 
@@ -104,12 +105,13 @@ fn objective(table: Table<'_>) -> Objective {
 }
 
 fn data(table: Table<'_>) -> (Option<Data>, u64) {
-    const FORMATS: [(&str, Format); 6] = [
+    const FORMATS: [(&str, Format); 7] = [
         ("auto", Format::Auto),
         ("csv", Format::Csv),
         ("tsv", Format::Tsv),
         ("jsonl", Format::Jsonl),
         ("parquet", Format::Parquet),
+        ("arrow", Format::Arrow),
         ("folders", Format::Folders),
     ];
     let source = table

@@ -98,10 +98,10 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
-        "<HEAD>format = \"arrow\"\nlabel = 3\n<MODEL>",
+        "<HEAD>format = \"arow\"\nlabel = 3\n<MODEL>",
         &[],
         &[
-            "4:10: `data.format` is \"arrow\": needs \"auto\", \"csv\", \"tsv\", \"jsonl\", \"parquet\" or \"folders\"",
+            "4:10: `data.format` is \"arow\": needs \"auto\", \"csv\", \"tsv\", \"jsonl\", \"parquet\", \"arrow\" or \"folders\"; did you mean \"arrow\"?",
             "5:9: `data.label` is 3: needs a string",
         ],
     ),
@@ -306,6 +306,7 @@ fn what_is_left_out_has_its_default() {
         export: Export { opset: 12 },
         infer: Infer { workers: threads, max_tokens: 4096 },
         text: format!("{HEAD}{MODEL}"),
+        sets: Vec::new(),
     };
     assert_eq!(config, expected);
     let json = serde_json::to_string(&config).unwrap();

@@ -57,6 +57,26 @@ fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
+/// All examples of a part in batches of at most `tokens` tokens (an example longer than that stands
+/// alone), sorted by length: a pass without gradients needs no more.
+pub fn sorted_batches(lengths: &[usize], tokens: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut load = 0;
+    for i in order {
+        load += lengths[i];
+        match batches.last_mut() {
+            Some(batch) if load <= tokens => batch.push(i),
+            _ => {
+                batches.push(vec![i]);
+                load = lengths[i];
+            }
+        }
+    }
+    batches
+}
+
 /// Cuts `batch` into the fewest micro-batches, at least `at_least`, of at most `tokens` tokens each
 /// (an example longer than that stands alone), longest first to the emptiest (Graham, 1969).
 pub fn cut(batch: &[u32], lengths: &[u32], tokens: usize, at_least: usize) -> Vec<Vec<u32>> {
@@ -102,6 +122,19 @@ mod tests {
             seen.sort();
             prop_assert_eq!(seen, (0..n as u32).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn sorted_batches_hold_every_example_once() {
+        let lengths: Vec<usize> = (0..50).map(|i| 1 + i * 37 % 90).collect();
+        let batches = sorted_batches(&lengths, 100);
+        let load = |batch: &[usize]| batch.iter().map(|&i| lengths[i]).sum::<usize>();
+        assert!(batches.iter().all(|batch| load(batch) <= 100));
+        let mut seen = batches.concat();
+        assert!(seen.is_sorted_by_key(|&i| std::cmp::Reverse(lengths[i])));
+        seen.sort();
+        assert_eq!(seen, (0..50).collect::<Vec<_>>());
+        assert_eq!(sorted_batches(&[7, 300, 5], 10), [vec![1], vec![0], vec![2]]);
     }
 
     #[test]

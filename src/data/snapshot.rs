@@ -97,7 +97,7 @@ pub fn prepare(data: &Data, dir: &Path) -> Result<Snapshot> {
         Snapshot::open(&target)?
     };
     for warning in snapshot.card.warnings() {
-        eprintln!("warning: {warning}");
+        crate::error::say(format_args!("warning: {warning}"));
     }
     Ok(snapshot)
 }

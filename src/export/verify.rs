@@ -136,13 +136,12 @@ pub fn certify(
 
 /// The classifier's logits of `examples`, in order, so many `tokens` at once.
 fn trained_logits(classifier: &Classifier, examples: &[Example<'_>], tokens: usize) -> Result<Vec<Vec<f32>>> {
-    let lengths: Vec<u32> = examples.iter().map(|example| example.input_ids.len() as u32).collect();
-    let all: Vec<u32> = (0..examples.len() as u32).collect();
+    let lengths: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
     let mut logits = vec![Vec::new(); examples.len()];
-    for batch in sampler::cut(&all, &lengths, tokens, 1) {
-        let examples: Vec<_> = batch.iter().map(|&i| examples[i as usize]).collect();
+    for batch in sampler::sorted_batches(&lengths, tokens) {
+        let examples: Vec<_> = batch.iter().map(|&i| examples[i]).collect();
         for (&i, row) in batch.iter().zip(classifier.logits(&examples)?) {
-            logits[i as usize] = row;
+            logits[i] = row;
         }
     }
     Ok(logits)

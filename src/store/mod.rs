@@ -6,7 +6,7 @@
 //!     <model>/                          checkpoints/ model/ model.onnx …      ModelDir
 //! ```
 //! A reader never sees a half-written file: [`write()`] and [`publish`] are the only ways in. What
-//! starts with `.tmp-` was left by a process that was killed; opening a run removes it.
+//! starts with `.tmp-` was left by a process that was killed; opening a run removes what is in it.
 
 mod file;
 mod layout;

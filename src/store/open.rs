@@ -67,6 +67,16 @@ impl Run {
     }
 }
 
+impl RunDir {
+    /// Holds a run that is there, as a training does, against others that would write into it.
+    ///
+    /// # Errors
+    /// Another process holds it, which the error names.
+    pub fn hold(&self) -> Result<Lock> {
+        Lock::take(&self.dir().join(LOCK), &format!("run {}", self.reference()))
+    }
+}
+
 impl Experiment {
     /// Chooses the run for `config` on the data's `snapshot`, which lies in `snapshot_dir`, makes it
     /// where it is new, and holds it.
@@ -97,14 +107,19 @@ impl Experiment {
             (Choice::Auto, RunNum::Next) => self.newest_unfinished(config, snapshot)?,
             (Choice::New, _) | (Choice::Auto, RunNum::Number(_)) => None,
         };
-        let elsewhere = if snapshot_dir == self.data_dir().join(snapshot) {
-            None
-        } else {
-            let full = std::path::absolute(snapshot_dir);
-            Some(full.with_context(|| format!("cannot find {}", snapshot_dir.display()))?)
-        };
         let opened = match existing {
-            Some(run) => self.resume(run),
+            Some(run) => {
+                let changed = run.pins()?.changed_base(config, snapshot)?;
+                if !changed.is_empty() {
+                    return Err(user_error!(
+                        "{} cannot go on, because what it started from is not what it was: {}; put that back, or \
+                         start another run with --new",
+                        run.reference(),
+                        changed.join(", ")
+                    ));
+                }
+                self.resume(run)
+            }
             None => {
                 let run_num = match config.run_num {
                     RunNum::Number(number) => number,
@@ -113,6 +128,12 @@ impl Experiment {
                 self.create(run_num, config, snapshot)
             }
         }?;
+        let elsewhere = if snapshot_dir == opened.run.experiment().data_dir().join(snapshot) {
+            None
+        } else {
+            let full = std::path::absolute(snapshot_dir);
+            Some(full.with_context(|| format!("cannot find {}", snapshot_dir.display()))?)
+        };
         opened.run.update(|record| {
             record.status = Status::Training;
             record.snapshot_dir = elsewhere;
@@ -158,7 +179,7 @@ impl Experiment {
     }
 
     fn resume(&self, run: RunDir) -> Result<Opened> {
-        let lock = Lock::take(&run.dir().join(LOCK), &format!("run {}", run.reference()))?;
+        let lock = run.hold()?;
         clean(&run.dir(), true)?;
         Ok(Opened { run: Run { run, _lock: lock }, resumed: true })
     }
@@ -289,8 +310,9 @@ mod tests {
         );
         assert_eq!(run.snapshot_dir().unwrap(), Path::new("/given/a"));
         let pins = run.pins().unwrap();
-        assert_eq!(pins.config, Config { text: String::new(), ..config(&["train.seed=1"]) });
-        assert_eq!((pins.snapshot.as_str(), pins.base_weights.len()), ("a", 0));
+        assert_eq!(pins.config, Config { text: String::new(), sets: Vec::new(), ..config(&["train.seed=1"]) });
+        assert_eq!(pins.sets, ["train.seed=1"]);
+        assert_eq!((pins.snapshot.as_str(), pins.base.len()), ("a", 0));
         let record = run.record().unwrap();
         assert_eq!((record.status, record.models), (Status::Training, vec!["m".to_owned()]));
 

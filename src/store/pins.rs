@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::find_model;
 use crate::config::{Config, Origin, hex};
 
 /// What a run was made from, to make it again or to say why it cannot go on.
@@ -21,12 +22,15 @@ pub struct Pins {
     pub config_hash: String,
     /// The data's snapshot.
     pub snapshot: String,
-    /// SHA-256 of the weights each model starts from, by model, then by file; none from scratch.
-    pub base_weights: BTreeMap<String, BTreeMap<String, String>>,
+    /// SHA-256 of what each model starts from (weights, config.json, tokenizer.json), by model, then by
+    /// file; none from scratch.
+    pub base: BTreeMap<String, BTreeMap<String, String>>,
     /// CPU threads by model: with as many, a run is the same to the last bit.
     pub threads: BTreeMap<String, usize>,
     /// The CPU's architecture and the extensions that kernels choose by.
     pub cpu_features: Vec<String>,
+    /// The `--set`s that were laid over the experiment file.
+    pub sets: Vec<String>,
     /// The configuration, resolved.
     pub config: Config,
 }
@@ -37,27 +41,49 @@ impl Pins {
     /// # Errors
     /// The weights cannot be read.
     pub fn new(config: &Config, snapshot: &str) -> Result<Self> {
-        let mut base_weights = BTreeMap::new();
+        let mut base = BTreeMap::new();
         for model in &config.models {
-            let Origin::Folder(folder) = &model.origin else { continue };
-            let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+            let folder = match (&model.train.init_from, &model.origin) {
+                (Some(reference), _) => find_model(reference, &config.root)?,
+                (None, Origin::Folder(folder)) => folder.clone(),
+                (None, Origin::Scratch { .. }) => continue,
+            };
+            let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
             let mut files = BTreeMap::new();
             for entry in entries.flatten() {
-                if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
-                    files.insert(entry.file_name().to_string_lossy().into_owned(), sha256_file(&entry.path())?);
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.ends_with(".safetensors") || name == "config.json" || name == "tokenizer.json" {
+                    files.insert(name, sha256_file(&entry.path())?);
                 }
             }
-            base_weights.insert(model.name.clone(), files);
+            base.insert(model.name.clone(), files);
         }
         Ok(Self {
             kiln: env!("CARGO_PKG_VERSION").into(),
             config_hash: config.hash(),
             snapshot: snapshot.into(),
-            base_weights,
+            base,
             threads: config.models.iter().map(|model| (model.name.clone(), model.train.threads)).collect(),
             cpu_features: cpu_features(),
+            sets: config.sets.clone(),
             config: config.clone(),
         })
+    }
+
+    /// The files that models start from and that are others now, as `model/file`.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(super) fn changed_base(&self, config: &Config, snapshot: &str) -> Result<Vec<String>> {
+        let now = Self::new(config, snapshot)?.base;
+        let names = |base: &BTreeMap<String, BTreeMap<String, String>>| {
+            let files =
+                base.iter().flat_map(|(model, files)| files.iter().map(move |(file, hash)| (model, file, hash)));
+            files.map(|(model, file, hash)| (format!("{model}/{file}"), hash.clone())).collect::<BTreeSet<_>>()
+        };
+        let changed: BTreeSet<String> =
+            names(&self.base).symmetric_difference(&names(&now)).map(|(name, _)| name.clone()).collect();
+        Ok(changed.into_iter().collect())
     }
 
     /// What keeps `config` on `snapshot` from going on with this run, as `key: then, now`; empty

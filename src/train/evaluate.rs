@@ -28,14 +28,12 @@ impl Evaluated {
 /// # Errors
 /// An example without a label, logits that are not finite, or what the forward says.
 pub fn evaluate(classifier: &Classifier, dataset: &Dataset, tokens: usize) -> Result<Evaluated> {
-    let lengths: Vec<u32> = (0..dataset.len()).map(|i| dataset.length(i) as u32).collect();
-    let all: Vec<u32> = (0..dataset.len() as u32).collect();
+    let lengths: Vec<usize> = (0..dataset.len()).map(|i| dataset.length(i)).collect();
     let mut evaluated = Evaluated { truth: vec![0; dataset.len()], predicted: vec![0; dataset.len()], loss: 0.0 };
     let mut losses = vec![0.0; dataset.len()];
-    for batch in sampler::cut(&all, &lengths, tokens, 1) {
-        let examples: Vec<_> = batch.iter().map(|&i| dataset.example(i as usize)).collect();
+    for batch in sampler::sorted_batches(&lengths, tokens) {
+        let examples: Vec<_> = batch.iter().map(|&i| dataset.example(i)).collect();
         for (&i, logits) in batch.iter().zip(classifier.logits(&examples)?) {
-            let i = i as usize;
             let label = dataset.label(i).with_context(|| format!("example {i} has no label"))?;
             evaluated.truth[i] = label;
             evaluated.predicted[i] = metrics::argmax(&logits).with_context(|| format!("logits of example {i}"))?;

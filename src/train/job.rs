@@ -110,7 +110,7 @@ impl Job<'_> {
 
     fn say(&self, message: &str) {
         if !self.quiet {
-            eprintln!("{}: {message}", self.model.name);
+            crate::error::say(format_args!("{}: {message}", self.model.name));
         }
     }
 }

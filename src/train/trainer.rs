@@ -123,7 +123,8 @@ impl<'a> Trainer<'a> {
                 loss += self.backward(micro_batch, weight)?;
             }
             if step == first {
-                gradient_coverage(parameters).with_context(|| format!("step {step}"))?;
+                gradient_coverage(parameters)
+                    .with_context(|| format!("step {step}; {}", self.blame(&batch.concat())))?;
             }
             let grad_norm = self.optimizer.gradient_norm(parameters)?;
             if !grad_norm.is_finite() {
@@ -161,6 +162,9 @@ impl<'a> Trainer<'a> {
             if let Some(signal) = signal {
                 return Ok(Outcome::Interrupted(signal, self.state.step));
             }
+        }
+        if let Some(signal) = signals.received() {
+            return Ok(Outcome::Interrupted(signal, self.state.step)); // it came with the last checkpoint
         }
         self.state
             .best
@@ -201,7 +205,8 @@ impl<'a> Trainer<'a> {
             (Some(weights), Some(label)) => f64::from(weights[label as usize]),
             _ => 1.0,
         };
-        batch.iter().flatten().map(weight).sum()
+        let sum: f64 = batch.iter().flatten().map(weight).sum();
+        if sum > 0.0 { sum } else { 1.0 } // where nothing counts: a gradient of zeros, not 0/0
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {

@@ -129,6 +129,7 @@ fn format(path: &Path, format: Format) -> Result<Kind> {
         Format::Tsv => Kind::Tsv,
         Format::Jsonl => Kind::Jsonl,
         Format::Parquet => Kind::Parquet,
+        Format::Arrow => Kind::Arrow,
         Format::Folders => Kind::Folders,
         Format::Auto if metadata.is_dir() => Kind::Folders,
         Format::Auto => match extension.as_str() {
