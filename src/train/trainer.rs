@@ -91,11 +91,6 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Optimizer steps done so far.
-    pub fn step(&self) -> u64 {
-        self.state.step
-    }
-
     /// Optimizer steps in all, unless early stopping ends it before.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
