@@ -8,7 +8,7 @@ use crate::{
     Dropout, Packing, cpu,
     dropout::Mask,
     simd, threads,
-    tile::{Product, WIDTH},
+    tile::{Product, Start, WIDTH},
 };
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -18,12 +18,14 @@ use std::{cell::RefCell, mem::MaybeUninit};
 const QUERIES: usize = 48;
 
 thread_local! {
-    /// A task's scores and transposed keys and values.
+    /// A task's rows, scores and gradients.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `q`, `k`, `v` `[tokens, heads * head_dim]` → the output of the same shape, and the logarithm of
-/// each softmax's sum, `[heads, tokens]`. Dropout falls on the probabilities.
+/// `k`, `v` `[tokens, heads * head_dim]` and `q`, the same or `[sequences, heads * head_dim]`: then
+/// only each sequence's first token asks → the output of `q`'s shape, and the logarithm of each
+/// softmax's sum, `[heads, rows of q]`. Dropout falls on the probabilities; the first token's are
+/// dropped alike in both forms.
 ///
 /// # Errors
 /// Where shapes do not fit, the scale is not above 0 or the dropout probability is not in `[0, 1)`.
@@ -37,28 +39,19 @@ pub fn forward(
     dropout: Option<&Dropout>,
 ) -> Result<(Tensor, Tensor)> {
     const KERNEL: &str = "attention::forward";
-    let shape = Shape::new(KERNEL, [("q", q), ("k", k), ("v", v)], packing, heads, scale, dropout)?;
+    let shape = Shape::new(KERNEL, [("q", q)], [("k", k), ("v", v)], packing, heads, scale, dropout)?;
     let (q_data, k_data, v_data) = (cpu::read(KERNEL, "q", q)?, cpu::read(KERNEL, "k", k)?, cpu::read(KERNEL, "v", v)?);
     let (q_data, k_data, v_data) = (&*q_data, &*k_data, &*v_data);
     let mut out = cpu::uninit(q_data.len());
-    let mut lse = cpu::uninit(heads * shape.tokens);
+    let mut lse = cpu::uninit(heads * shape.queries);
     let (out_data, lse_data) = (Shared::new(&mut out), Shared::new(&mut lse));
     shape.for_each_task(packing, dropout, |task| {
+        let (q, k, v) = (&q_data[task.query..], &k_data[task.key..], &v_data[task.key..]);
         // SAFETY: tasks are the heads of the sequences, and write their own part of out and lse.
-        unsafe {
-            let lse = lse_data.range(task.lse, task.length);
-            task.forward(
-                &q_data[task.start..],
-                &k_data[task.start..],
-                &v_data[task.start..],
-                out_data.at(task.start),
-                lse,
-                scale,
-            );
-        }
+        unsafe { task.forward(q, k, v, out_data.at(task.query), lse_data.range(task.lse, task.queries), scale) };
     });
     // SAFETY: the tasks are all heads of all sequences, and wrote all their rows.
-    unsafe { Ok((cpu::tensor(out, q.dims(), q)?, cpu::tensor(lse, &[heads, shape.tokens], q)?)) }
+    unsafe { Ok((cpu::tensor(out, q.dims(), q)?, cpu::tensor(lse, &[heads, shape.queries], q)?)) }
 }
 
 /// `out` and `lse` as [`forward`] gave them and `dout` of `out`'s shape → the gradients of `q`, `k`
@@ -80,35 +73,38 @@ pub fn backward(
     dropout: Option<&Dropout>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     const KERNEL: &str = "attention::backward";
-    let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("dout", dout)];
-    let shape = Shape::new(KERNEL, inputs, packing, heads, scale, dropout)?;
-    cpu::check_dims(KERNEL, "lse", lse, &[heads, shape.tokens], "[heads, tokens]")?;
+    let queries = [("q", q), ("out", out), ("dout", dout)];
+    let shape = Shape::new(KERNEL, queries, [("k", k), ("v", v)], packing, heads, scale, dropout)?;
+    cpu::check_dims(KERNEL, "lse", lse, &[heads, shape.queries], "[heads, rows of q]")?;
     let (q_data, k_data, v_data) = (cpu::read(KERNEL, "q", q)?, cpu::read(KERNEL, "k", k)?, cpu::read(KERNEL, "v", v)?);
     let (q_data, k_data, v_data) = (&*q_data, &*k_data, &*v_data);
     let (out, dout, lse) =
         (cpu::read(KERNEL, "out", out)?, cpu::read(KERNEL, "dout", dout)?, cpu::read(KERNEL, "lse", lse)?);
     let (out, dout, lse) = (&*out, &*dout, &*lse);
-    let [mut dq, mut dk, mut dv] = [(); 3].map(|()| cpu::uninit(q_data.len()));
+    let mut dq = cpu::uninit(q_data.len());
+    let [mut dk, mut dv] = [(); 2].map(|()| cpu::uninit(k_data.len()));
     let (dq_data, dk_data, dv_data) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
     shape.for_each_task(packing, dropout, |task| {
         let saved = Saved {
-            q: &q_data[task.start..],
-            k: &k_data[task.start..],
-            v: &v_data[task.start..],
-            out: &out[task.start..],
-            dout: &dout[task.start..],
-            lse: &lse[task.lse..task.lse + task.length],
+            q: &q_data[task.query..],
+            k: &k_data[task.key..],
+            v: &v_data[task.key..],
+            out: &out[task.query..],
+            dout: &dout[task.query..],
+            lse: &lse[task.lse..task.lse + task.queries],
         };
         // SAFETY: tasks are the heads of the sequences, and write their own part of dq, dk and dv.
-        unsafe { task.backward(saved, dq_data.at(task.start), dk_data.at(task.start), dv_data.at(task.start), scale) };
+        unsafe { task.backward(saved, dq_data.at(task.query), dk_data.at(task.key), dv_data.at(task.key), scale) };
     });
     // SAFETY: the tasks are all heads of all sequences, and wrote all their rows.
-    unsafe { Ok((cpu::tensor(dq, q.dims(), q)?, cpu::tensor(dk, q.dims(), q)?, cpu::tensor(dv, q.dims(), q)?)) }
+    unsafe { Ok((cpu::tensor(dq, q.dims(), q)?, cpu::tensor(dk, k.dims(), q)?, cpu::tensor(dv, k.dims(), q)?)) }
 }
 
 /// Sizes that all tasks share.
 #[derive(Clone, Copy)]
 struct Shape {
+    /// Rows of `q`: as many as tokens, or as sequences.
+    queries: usize,
     tokens: usize,
     heads: usize,
     hidden: usize,
@@ -118,18 +114,26 @@ struct Shape {
 impl Shape {
     fn new<const N: usize>(
         kernel: &str,
-        inputs: [(&str, &Tensor); N],
+        queries: [(&str, &Tensor); N],
+        keys: [(&str, &Tensor); 2],
         packing: &Packing,
         heads: usize,
         scale: f32,
         dropout: Option<&Dropout>,
     ) -> Result<Self> {
-        let (name, first) = inputs[0];
-        let (tokens, hidden) = cpu::matrix(kernel, name, first)?;
-        for (name, tensor) in &inputs[1..] {
-            cpu::check_dims(kernel, name, tensor, first.dims(), inputs[0].0)?;
+        let (name, q) = queries[0];
+        let (rows, hidden) = cpu::matrix(kernel, name, q)?;
+        let tokens = packing.tokens();
+        if rows != tokens && rows != packing.sequences() {
+            let sequences = packing.sequences();
+            bail!("{kernel}: {name} has {rows} rows: needs the packing's {tokens} tokens or {sequences} sequences");
         }
-        packing.check(kernel, tokens)?;
+        for (name, tensor) in &queries[1..] {
+            cpu::check_dims(kernel, name, tensor, q.dims(), queries[0].0)?;
+        }
+        for (name, tensor) in keys {
+            cpu::check_dims(kernel, name, tensor, &[tokens, hidden], "[tokens, heads * head_dim]")?;
+        }
         if heads == 0 || hidden == 0 || hidden % heads != 0 {
             bail!("{kernel}: {name} has {hidden} columns: needs a multiple of heads = {heads}");
         }
@@ -139,20 +143,23 @@ impl Shape {
         if let Some(dropout) = dropout {
             dropout.check(kernel)?;
         }
-        Ok(Self { tokens, heads, hidden, head_dim: hidden / heads })
+        Ok(Self { queries: rows, tokens, heads, hidden, head_dim: hidden / heads })
     }
 
     fn for_each_task(self, packing: &Packing, dropout: Option<&Dropout>, f: impl Fn(Task) + Sync) {
         threads::install(|| {
             (0..packing.sequences() * self.heads).into_par_iter().with_max_len(1).for_each(|i| {
                 let (sequence, head) = (i / self.heads, i % self.heads);
-                let rows = packing.rows(sequence);
+                let keys = packing.rows(sequence);
+                let queries = if self.queries == self.tokens { keys.clone() } else { sequence..sequence + 1 };
                 f(Task {
                     shape: self,
                     head,
-                    length: rows.len(),
-                    start: rows.start * self.hidden + head * self.head_dim,
-                    lse: head * self.tokens + rows.start,
+                    queries: queries.len(),
+                    keys: keys.len(),
+                    query: queries.start * self.hidden + head * self.head_dim,
+                    key: keys.start * self.hidden + head * self.head_dim,
+                    lse: head * self.queries + queries.start,
                     mask: dropout.map_or(Mask::NONE, |d| d.mask(packing.example_ids()[sequence])),
                 });
             });
@@ -165,9 +172,12 @@ impl Shape {
 struct Task {
     shape: Shape,
     head: usize,
-    length: usize,
-    /// Where its first row starts in `q`, `k`, `v`; rows are `shape.hidden` apart.
-    start: usize,
+    queries: usize,
+    keys: usize,
+    /// Where its first row starts in `q`; rows are `shape.hidden` apart.
+    query: usize,
+    /// Where its first row starts in `k` and `v`.
+    key: usize,
     /// Where its first row is in `lse`.
     lse: usize,
     mask: Mask,
@@ -182,51 +192,41 @@ struct Saved<'a> {
     lse: &'a [f32],
 }
 
+// Rows of one head lie far apart, on few lines of the first-level cache: what is read more than
+// once is gathered first, and what is written more than once is scattered last.
 impl Task {
     /// # Safety
     /// `out` points to this task's first row, whose rows nobody else uses.
     unsafe fn forward(self, q: &[f32], k: &[f32], v: &[f32], out: *mut f32, lse: &mut [MaybeUninit<f32>], scale: f32) {
         let Shape { hidden, head_dim, .. } = self.shape;
-        let width = self.length.next_multiple_of(WIDTH);
-        with_scratch([head_dim * width, QUERIES * width], |[keys, scores]| {
-            self.transpose(k, keys, width);
-            for first in (0..self.length).step_by(QUERIES) {
-                let queries = QUERIES.min(self.length - first);
-                let scores = &mut scores[..queries * width];
-                // SAFETY: q, k and v reach as far as this task's rows, out too by the caller's promise.
+        let width = self.keys.next_multiple_of(WIDTH);
+        let block = QUERIES.min(self.queries);
+        let sizes = [head_dim * width, self.keys * head_dim, block * width, block * head_dim];
+        with_scratch(sizes, |[keys, values, scores, outs]| {
+            transpose(keys, k, hidden, self.keys, width);
+            gather(values, v, hidden, head_dim);
+            for first in (0..self.queries).step_by(QUERIES) {
+                let queries = QUERIES.min(self.queries - first);
+                let (scores, outs) = (&mut scores[..queries * width], &mut outs[..queries * head_dim]);
+                let mut sums = [0.0; QUERIES];
+                let sums = &mut sums[..queries];
+                let lse = &mut lse[first..first + queries];
+                // SAFETY: each part of the scratch has the size that its product takes; q reaches as
+                // far as this task's rows, out too by the caller's promise.
                 unsafe {
-                    self.scores(&q[first * hidden..], keys, scores, width);
-                    let mut sums = [0.0; QUERIES];
-                    let sums = &mut sums[..queries];
-                    softmax(
-                        scores,
+                    product(
+                        queries,
                         width,
-                        self.length,
-                        scale,
-                        self.mask,
-                        self.element(first),
-                        &mut lse[first..first + queries],
-                        sums,
+                        head_dim,
+                        (q[first * hidden..].as_ptr(), hidden, 1),
+                        keys,
+                        scores,
+                        Start::Zero,
                     );
-                    let out = out.add(first * hidden);
-                    Product {
-                        m: queries,
-                        n: head_dim,
-                        k: self.length,
-                        a: scores.as_ptr(),
-                        a_row: width,
-                        a_column: 1,
-                        b: v.as_ptr(),
-                        b_row: hidden,
-                        c: out,
-                        c_row: hidden,
-                        accumulate: false,
-                    }
-                    .run();
-                    for (row, sum) in sums.iter().enumerate() {
-                        let row = std::slice::from_raw_parts_mut(out.add(row * hidden), head_dim);
-                        row.iter_mut().for_each(|x| *x /= sum);
-                    }
+                    softmax(scores, width, self.keys, scale, self.mask, self.element(first), lse, sums);
+                    product(queries, head_dim, self.keys, (scores.as_ptr(), width, 1), values, outs, Start::Zero);
+                    divide(outs, sums);
+                    scatter(out.add(first * hidden), outs, hidden, head_dim);
                 }
             }
         });
@@ -237,108 +237,124 @@ impl Task {
     unsafe fn backward(self, saved: Saved, dq: *mut f32, dk: *mut f32, dv: *mut f32, scale: f32) {
         let Saved { q, k, v, out, dout, lse } = saved;
         let Shape { hidden, head_dim, .. } = self.shape;
-        let width = self.length.next_multiple_of(WIDTH);
-        let sizes = [head_dim * width, head_dim * width, QUERIES * width, QUERIES * width];
-        with_scratch(sizes, |[keys, values, scores, dscores]| {
-            self.transpose(k, keys, width);
-            self.transpose(v, values, width);
-            for first in (0..self.length).step_by(QUERIES) {
-                let queries = QUERIES.min(self.length - first);
-                let (q, out, dout) = (&q[first * hidden..], &out[first * hidden..], &dout[first * hidden..]);
+        let width = self.keys.next_multiple_of(WIDTH);
+        let block = QUERIES.min(self.queries);
+        let (across, along) = (head_dim * width, self.keys * head_dim);
+        let (wide, narrow) = (block * width, block * head_dim);
+        let sizes = [across, across, along, along, along, wide, wide, narrow, narrow, narrow];
+        with_scratch(sizes, |[keys_t, values_t, keys, dkeys, dvalues, scores, dscores, qs, douts, outs]| {
+            transpose(keys_t, k, hidden, self.keys, width);
+            transpose(values_t, v, hidden, self.keys, width);
+            gather(keys, k, hidden, head_dim);
+            for first in (0..self.queries).step_by(QUERIES) {
+                let queries = QUERIES.min(self.queries - first);
                 let (scores, dscores) = (&mut scores[..queries * width], &mut dscores[..queries * width]);
-                // SAFETY: the inputs reach as far as this task's rows, the outputs too by the caller's promise.
+                let [qs, douts, outs] = [&mut *qs, &mut *douts, &mut *outs].map(|part| &mut part[..queries * head_dim]);
+                gather(qs, &q[first * hidden..], hidden, head_dim);
+                gather(douts, &dout[first * hidden..], hidden, head_dim);
+                gather(outs, &out[first * hidden..], hidden, head_dim);
+                let mut dots = [0.0; QUERIES]; // out·dout, which is Σ p·dp of each softmax
+                let dots = &mut dots[..queries];
+                dot(dots, outs, douts);
+                let (lse, start) = (&lse[first..first + queries], if first > 0 { Start::Sum } else { Start::Zero });
+                // SAFETY: each part of the scratch has the size that its product takes; dq reaches as
+                // far as this task's rows by the caller's promise.
                 unsafe {
-                    self.scores(q, keys, scores, width);
-                    self.scores(dout, values, dscores, width);
-                    let mut dots = [0.0; QUERIES]; // out·dout, which is Σ p·dp of each softmax
-                    for (row, dot) in dots.iter_mut().enumerate().take(queries) {
-                        let row = row * hidden..row * hidden + head_dim;
-                        *dot = out[row.clone()].iter().zip(&dout[row]).map(|(a, b)| a * b).sum();
-                    }
-                    softmax_backward(
-                        scores,
-                        dscores,
-                        width,
-                        self.length,
-                        scale,
-                        self.mask,
-                        self.element(first),
-                        &lse[first..first + queries],
-                        &dots[..queries],
-                    );
-                    Product {
-                        m: queries,
-                        n: head_dim,
-                        k: self.length,
-                        a: dscores.as_ptr(),
-                        a_row: width,
-                        a_column: 1,
-                        b: k.as_ptr(),
-                        b_row: hidden,
-                        c: dq.add(first * hidden),
-                        c_row: hidden,
-                        accumulate: false,
-                    }
-                    .run();
-                    for (a, b, c) in [(&*dscores, q, dk), (&*scores, dout, dv)] {
-                        Product {
-                            m: self.length,
-                            n: head_dim,
-                            k: queries,
-                            a: a.as_ptr(),
-                            a_row: 1,
-                            a_column: width,
-                            b: b.as_ptr(),
-                            b_row: hidden,
-                            c,
-                            c_row: hidden,
-                            accumulate: first > 0,
-                        }
-                        .run();
-                    }
+                    product(queries, width, head_dim, (qs.as_ptr(), head_dim, 1), keys_t, scores, Start::Zero);
+                    product(queries, width, head_dim, (douts.as_ptr(), head_dim, 1), values_t, dscores, Start::Zero);
+                    let element = self.element(first);
+                    softmax_backward(scores, dscores, width, self.keys, scale, self.mask, element, lse, dots);
+                    product(queries, head_dim, self.keys, (dscores.as_ptr(), width, 1), keys, outs, Start::Zero);
+                    scatter(dq.add(first * hidden), outs, hidden, head_dim);
+                    product(self.keys, head_dim, queries, (dscores.as_ptr(), 1, width), qs, dkeys, start);
+                    product(self.keys, head_dim, queries, (scores.as_ptr(), 1, width), douts, dvalues, start);
                 }
+            }
+            // SAFETY: both reach as far as this task's rows, by the caller's promise.
+            unsafe {
+                scatter(dk, dkeys, hidden, head_dim);
+                scatter(dv, dvalues, hidden, head_dim);
             }
         });
     }
 
     /// The number, in its example, of the probability of query `first` and key 0.
     fn element(self, first: usize) -> usize {
-        (self.head * self.length + first) * self.length
+        (self.head * self.keys + first) * self.keys
     }
+}
 
-    /// `x` `[length, head_dim]` → `[head_dim, width]`, with zeros past the length.
-    fn transpose(self, x: &[f32], transposed: &mut [f32], width: usize) {
-        for (column, to) in transposed.chunks_exact_mut(width).enumerate() {
-            let (to, padding) = to.split_at_mut(self.length);
-            for (row, to) in to.iter_mut().enumerate() {
-                *to = x[row * self.shape.hidden + column];
-            }
-            padding.fill(0.0);
+/// `c` `[m, n]` = `start + a·b` for `b` `[k, n]`, and `a` by pointer and the strides of its rows and
+/// columns.
+///
+/// # Safety
+/// `a` is `[m, k]`; where the sum starts from `c`, it is initialised.
+unsafe fn product(
+    m: usize,
+    n: usize,
+    k: usize,
+    (a, a_row, a_column): (*const f32, usize, usize),
+    b: &[f32],
+    c: &mut [f32],
+    start: Start,
+) {
+    debug_assert!(b.len() >= k * n && c.len() >= m * n);
+    // SAFETY: the caller's promise, and the sizes of b and c.
+    unsafe {
+        Product { m, n, k, a, a_row, a_column, b: b.as_ptr(), b_row: n, c: c.as_mut_ptr(), c_row: n, start }.run()
+    };
+}
+
+simd::vectorized! {
+    /// `[rows, columns]`, whose rows are `stride` apart → one after another.
+    fn gather(to: &mut [f32], from: &[f32], stride: usize, columns: usize) {
+        for (to, from) in to.chunks_exact_mut(columns).zip(from.chunks(stride)) {
+            to.copy_from_slice(&from[..columns]);
         }
     }
+}
 
-    /// `scores` `[queries, width]` = `q·keys`.
-    ///
-    /// # Safety
-    /// `q` has as many rows as `scores`.
-    unsafe fn scores(self, q: &[f32], keys: &[f32], scores: &mut [f32], width: usize) {
-        let Shape { hidden, head_dim, .. } = self.shape;
-        // SAFETY: `keys` is [head_dim, width], and `q` long enough by the caller's promise.
-        unsafe {
-            Product {
-                m: scores.len() / width,
-                n: width,
-                k: head_dim,
-                a: q.as_ptr(),
-                a_row: hidden,
-                a_column: 1,
-                b: keys.as_ptr(),
-                b_row: width,
-                c: scores.as_mut_ptr(),
-                c_row: width,
-                accumulate: false,
+/// Rows of `from` → `stride` apart.
+///
+/// # Safety
+/// There are as many rows at `to`, and nobody else uses them.
+unsafe fn scatter(to: *mut f32, from: &[f32], stride: usize, columns: usize) {
+    for (row, from) in from.chunks_exact(columns).enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(row * stride), columns) };
+    }
+}
+
+simd::vectorized! {
+    /// `rows` rows, `stride` apart → `[columns, width]`, with zeros past the rows.
+    fn transpose(to: &mut [f32], from: &[f32], stride: usize, rows: usize, width: usize) {
+        for (block, to) in to.chunks_mut(simd::LANES * width).enumerate() {
+            for (row, from) in from.chunks(stride).take(rows).enumerate() {
+                let from = &from[block * simd::LANES..];
+                for (to, &x) in to.chunks_exact_mut(width).zip(from) {
+                    to[row] = x;
+                }
             }
-            .run();
+            to.chunks_exact_mut(width).for_each(|to| to[rows..].fill(0.0));
+        }
+    }
+}
+
+simd::vectorized! {
+    /// Divides each row by its sum.
+    fn divide(rows: &mut [f32], sums: &[f32]) {
+        for (row, sum) in rows.chunks_exact_mut(rows.len() / sums.len()).zip(sums) {
+            row.iter_mut().for_each(|x| *x /= sum);
+        }
+    }
+}
+
+simd::vectorized! {
+    /// `a·b` of each row.
+    fn dot(dots: &mut [f32], a: &[f32], b: &[f32]) {
+        let columns = a.len() / dots.len();
+        for ((dot, a), b) in dots.iter_mut().zip(a.chunks_exact(columns)).zip(b.chunks_exact(columns)) {
+            *dot = simd::sum(a, b, |a, b| a * b);
         }
     }
 }
@@ -589,6 +605,30 @@ mod tests {
         for (together, alone) in batch.backward()?.iter().zip(alone.backward()?) {
             assert_eq!(values(&cut(together)), values(&alone));
         }
+        Ok(())
+    }
+
+    /// First tokens that ask alone: the same bits, dropout included, and the gradients of a `dout`
+    /// that is zero elsewhere.
+    #[test]
+    fn first_tokens_may_ask_alone() -> Result<()> {
+        let case = Case::new(&[5, 50, 1, 9], 2, 16, Some(DROPOUT));
+        let [q, k, v] = &case.inputs;
+        let firsts = |x: &Tensor| crate::pooling::first(x, &case.packing);
+        let ask = |q: &Tensor| forward(q, k, v, &case.packing, 2, case.scale(), case.dropout.as_ref());
+        let (out, lse) = ask(&firsts(q)?)?;
+        assert_eq!(values(&out), values(&firsts(&ask(q)?.0)?));
+
+        let dout = firsts(&case.dout)?;
+        let packing = &case.packing;
+        let dropout = case.dropout.as_ref();
+        let (dq, dk, dv) = backward(&firsts(q)?, k, v, &out, &lse, &dout, packing, 2, case.scale(), dropout)?;
+        let (out, lse) = ask(q)?;
+        let dout = crate::pooling::first_backward(&dout, packing)?;
+        let (all_dq, all_dk, all_dv) = backward(q, k, v, &out, &lse, &dout, packing, 2, case.scale(), dropout)?;
+        assert_eq!(values(&dq), values(&firsts(&all_dq)?));
+        assert_close("dk", &values(&dk), &values(&all_dk), 1e-6);
+        assert_close("dv", &values(&dv), &values(&all_dv), 1e-6);
         Ok(())
     }
 

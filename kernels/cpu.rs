@@ -139,6 +139,13 @@ pub(crate) unsafe fn assume_init_mut(data: &mut [MaybeUninit<f32>]) -> &mut [f32
     unsafe { &mut *(std::ptr::from_mut(data) as *mut [f32]) }
 }
 
+/// # Safety
+/// Only numbers are written to it.
+pub(crate) unsafe fn as_uninit(data: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: f32 lies in memory as MaybeUninit<f32> does.
+    unsafe { &mut *(std::ptr::from_mut(data) as *mut [MaybeUninit<f32>]) }
+}
+
 /// Copies `source` into memory that may hold nothing yet.
 #[inline(always)]
 pub(crate) fn copy<'a>(destination: &'a mut [MaybeUninit<f32>], source: &[f32]) -> &'a mut [f32] {

@@ -17,9 +17,8 @@
 //! | [`adamw`], [`norm`] | the optimizer step and the global gradient norm |
 //! | [`init`] | reproducible initial weights |
 //!
-//! Every result has the same bits for the same number of [`threads`]; except for the products of
-//! [`linear`], for any number of them. Each kernel's tests hold a plain twin of it in candle's own
-//! differentiable ops, and check its gradients by finite differences.
+//! Every result has the same bits for any number of [`threads`]. Each kernel's tests hold a plain
+//! twin of it in candle's own differentiable ops, and check its gradients by finite differences.
 //!
 //! Kernels run on the CPU. An input on another device, of another dtype or not contiguous is an
 //! error that says so.
@@ -52,7 +51,7 @@ pub mod threads;
 
 pub use add::add;
 pub use buffer::{Buffer, View, ViewMut};
-pub use candle_core::{Device, Error, Result, Tensor};
+pub use candle_core::{DType, Device, Error, Result, Tensor};
 pub use dropout::Dropout;
 pub use linear::Grad;
 pub use packing::Packing;

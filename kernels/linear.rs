@@ -1,8 +1,7 @@
 //! `y = x·Wᵀ + b`.
 //!
-//! The bias is laid into `y` and the product is added to it, so that `y` is passed over once less
-//! than by a product and a broadcast sum. Threads own rows of what they write (tokens of `y` and
-//! `dx`, outputs of `dW`), so nothing is reduced between them.
+//! Each sum of the product starts from its bias, so that the bias costs nothing. Threads own rows of
+//! what they write (tokens of `y` and `dx`, outputs of `dW`), so nothing is reduced between them.
 use crate::{
     View, ViewMut, cpu,
     product::{self, Matrix},
@@ -37,24 +36,10 @@ pub fn forward(x: &Tensor, w: View, b: Option<View>) -> Result<Tensor> {
         cpu::check_len(KERNEL, "b", b.len(), &[outputs])?;
     }
     let data = cpu::read(KERNEL, "x", x)?;
-    let data = &*data;
-    let w = Matrix::new(w.data, inputs).transposed();
     let mut y = cpu::uninit(rows * outputs);
-    threads::install(|| {
-        let share = threads::share(rows, 8);
-        y.par_chunks_mut(share * outputs).zip(data.par_chunks(share * inputs)).for_each(|(y, x)| {
-            let x = Matrix::new(x, inputs);
-            match b {
-                Some(b) => {
-                    y.chunks_exact_mut(outputs).for_each(|row| _ = cpu::copy(row, b.data));
-                    // SAFETY: every row was just written.
-                    product::add(unsafe { cpu::assume_init_mut(y) }, x, w);
-                }
-                None => product::write(y, x, w),
-            }
-        });
-    });
-    // SAFETY: the chunks cover y, and each was written.
+    let w = Matrix::new(w.data, inputs).transposed();
+    product::write(&mut y, Matrix::new(&data, inputs), w, b.map(|b| b.data));
+    // SAFETY: the product wrote all of y.
     unsafe { cpu::tensor(y, &[rows, outputs], x) }
 }
 
@@ -86,14 +71,7 @@ pub fn backward(
     let (x_data, dy_data) = (&*x_data, &*dy_data);
 
     if let Some(dw) = dw {
-        let (x, dy) = (Matrix::new(x_data, inputs), Matrix::new(dy_data, outputs).transposed());
-        threads::install(|| {
-            let share = threads::share(outputs, 8);
-            dw.data.par_chunks_mut(share * inputs).enumerate().for_each(|(i, dw)| {
-                let first = i * share;
-                product::add(dw, dy.rows(first..first + dw.len() / inputs), x);
-            });
-        });
+        product::add(dw.data, Matrix::new(dy_data, outputs).transposed(), Matrix::new(x_data, inputs));
     }
     if let Some(db) = db {
         threads::install(|| {
@@ -102,34 +80,24 @@ pub fn backward(
         });
     }
 
-    let w = Matrix::new(w.data, inputs);
+    let (dy_matrix, w) = (Matrix::new(dy_data, outputs), Matrix::new(w.data, inputs));
     match dx {
         Grad::Skip => Ok(None),
         Grad::New => {
             let mut dx = cpu::uninit(rows * inputs);
-            split_rows(&mut dx, dy_data, inputs, outputs, |dx, dy| product::write(dx, dy, w));
-            // SAFETY: the chunks cover dx, and each was written.
+            product::write(&mut dx, dy_matrix, w, None);
+            // SAFETY: the product wrote all of dx.
             Ok(Some(unsafe { cpu::tensor(dx, &[rows, inputs], x) }?))
         }
         Grad::Into(dx) => {
             cpu::check_dims(KERNEL, "dx", &dx, &[rows, inputs], "x")?;
             cpu::update(KERNEL, "dx", dx, &[x, dy], |dx| {
-                split_rows(dx, dy_data, inputs, outputs, |dx, dy| product::add(dx, dy, w));
+                product::add(dx, dy_matrix, w);
                 Ok(())
             })
             .map(Some)
         }
     }
-}
-
-/// Each thread gets its rows of `dx` and the same rows of `dy`.
-fn split_rows<T: Send>(dx: &mut [T], dy: &[f32], inputs: usize, outputs: usize, f: impl Fn(&mut [T], Matrix) + Sync) {
-    threads::install(|| {
-        let share = threads::share(dx.len() / inputs, 8);
-        dx.par_chunks_mut(share * inputs)
-            .zip(dy.par_chunks(share * outputs))
-            .for_each(|(dx, dy)| f(dx, Matrix::new(dy, outputs)));
-    });
 }
 
 simd::vectorized! {

@@ -1,6 +1,27 @@
-//! Matrix products by the `gemm` crate, one thread each: kernels split the work themselves.
-use gemm::Parallelism;
-use std::mem::MaybeUninit;
+//! Matrix products: `b` is packed once into panels as wide as a register tile, which all threads
+//! read, and each thread runs its own rows of `a` against them (Goto and van de Geijn 2008).
+//!
+//! The sum over `k` goes in the same blocks whatever the number of rows and threads: an element has
+//! the same bits in any batch.
+use crate::{
+    cpu, simd, threads,
+    tile::{self, Start},
+};
+use rayon::prelude::*;
+use std::{cell::RefCell, mem::MaybeUninit};
+
+/// Terms that are summed before the next panel of `b` is taken: a tile's rows of `a` stay in the
+/// first-level cache meanwhile, a panel of `b` in the second.
+const TERMS: usize = 512;
+/// Rows of `a` that meet a panel of `b` one after another.
+const ROWS: usize = 96;
+/// Rows this many bytes apart fall on the same lines of a first-level cache.
+const ALIAS: usize = 2048;
+
+thread_local! {
+    /// A thread's packed rows of `a`.
+    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A matrix with any strides, to read.
 #[derive(Clone, Copy)]
@@ -30,53 +51,127 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Some of the rows.
-    pub fn rows(self, rows: std::ops::Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= self.rows);
-        Self { data: &self.data[(rows.start * self.row_stride).min(self.data.len())..], rows: rows.len(), ..self }
+    fn at(self, row: usize, column: usize) -> &'a [f32] {
+        &self.data[row * self.row_stride + column * self.column_stride..]
     }
 }
 
-/// `c = a·b`; `c` may hold nothing yet.
-pub(crate) fn write(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix) {
-    // SAFETY: without reading, the product overwrites every element of c.
-    unsafe { product(c, a, b, false) }
+/// `c = a·b`, each row from `bias` on where there is one; `c` may hold nothing yet.
+pub(crate) fn write(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, bias: Option<&[f32]>) {
+    let start = match bias {
+        Some(bias) => {
+            assert_eq!(bias.len(), b.columns);
+            Start::Row(bias.as_ptr())
+        }
+        None => Start::Zero,
+    };
+    // SAFETY: the product overwrites every element of c, and reads none before; bias has b's columns.
+    unsafe { product(c, a, b, start) }
 }
 
 /// `c += a·b`.
 pub(crate) fn add(c: &mut [f32], a: Matrix, b: Matrix) {
-    // SAFETY: f32 lies in memory as MaybeUninit<f32> does, and only numbers are written to it.
-    unsafe { product(&mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]), a, b, true) }
+    // SAFETY: c is initialised.
+    unsafe { product(cpu::as_uninit(c), a, b, Start::Sum) }
 }
 
+/// What [`Start`] points to is read from several threads.
+#[derive(Clone, Copy)]
+struct Shared(Start);
+
+// SAFETY: nobody writes to it meanwhile.
+unsafe impl Sync for Shared {}
+
 /// # Safety
-/// Where `accumulate` is set, `c` is initialised.
-unsafe fn product(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, accumulate: bool) {
+/// `c` is initialised where the sum starts from it, and a row to start from has as many elements
+/// as `b` has columns.
+unsafe fn product(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, start: Start) {
     assert_eq!(a.columns, b.rows);
     assert_eq!(a.rows * b.columns, c.len());
-    // SAFETY: the asserts above, and a Matrix never reaches past its slice: it is made from the
-    // whole of one, transposed or cut to fewer rows.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.columns,
-            a.columns,
-            c.as_mut_ptr().cast::<f32>(),
-            1,
-            b.columns as isize,
-            accumulate,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        )
+    assert!(b.rows > 0 || start == Start::Sum || c.is_empty());
+    if c.is_empty() || b.rows == 0 {
+        return;
+    }
+    let (tile_rows, width) = tile::shape();
+    let start = Shared(start);
+    let (columns, blocks) = (b.columns, b.rows.div_ceil(TERMS));
+    let terms = b.rows.div_ceil(blocks);
+    let direct = a.column_stride == 1 && !(a.row_stride * size_of::<f32>()).is_multiple_of(ALIAS);
+    let mut panels = cpu::uninit(b.rows * columns); // one after another, each [b.rows, its width]
+    threads::install(|| {
+        panels.par_chunks_mut(b.rows * width).enumerate().for_each(|(i, panel)| {
+            pack(panel, b.at(0, i * width), b.column_stride, b.row_stride, b.rows);
+        });
+        // SAFETY: the chunks cover it, and each was written.
+        let panels = unsafe { cpu::assume_init_mut(&mut panels) };
+        let share = threads::share(a.rows, 1).next_multiple_of(tile_rows);
+        c.par_chunks_mut(share * columns).enumerate().for_each(|(i, c)| {
+            let (first, rows) = (i * share, c.len() / columns);
+            let c = c.as_mut_ptr().cast::<f32>();
+            for term in (0..blocks).map(|block| block * terms) {
+                let k = terms.min(b.rows - term);
+                for block in (0..rows).step_by(ROWS) {
+                    let block = block..(block + ROWS).min(rows);
+                    let step = if direct { ROWS } else { tile_rows };
+                    let tiles = block.clone().step_by(step).map(|row| (row, step.min(block.end - row)));
+                    PACKED.with_borrow_mut(|packed| {
+                        packed.resize(ROWS * terms, 0.0);
+                        if !direct {
+                            for (row, m) in tiles.clone() {
+                                let to = &mut packed[(row - block.start) * k..][..m * k];
+                                // SAFETY: `pack` writes numbers only.
+                                let to = unsafe { cpu::as_uninit(to) };
+                                pack(to, a.at(first + row, term), a.row_stride, a.column_stride, k);
+                            }
+                        }
+                        for (i, panel) in panels.chunks(b.rows * width).enumerate() {
+                            let n = width.min(columns - i * width);
+                            let start = match { start }.0 {
+                                _ if term > 0 => Start::Sum,
+                                // SAFETY: the row has as many elements as b has columns.
+                                Start::Row(row) => Start::Row(unsafe { row.add(i * width) }),
+                                start => start,
+                            };
+                            for (row, m) in tiles.clone() {
+                                let (a, a_row, a_column) = match direct {
+                                    true => (a.at(first + row, term), a.row_stride, 1),
+                                    false => (&packed[(row - block.start) * k..], 1, m),
+                                };
+                                // SAFETY: rows, columns and terms are within the matrices; nobody else
+                                // has these rows of c, and what they were summed to is initialised.
+                                unsafe {
+                                    let c = c.add(row * columns + i * width);
+                                    let (a, b, b_row, c_row) = (a.as_ptr(), panel.as_ptr().add(term * n), n, columns);
+                                    tile::Product { m, n, k, a, a_row, a_column, b, b_row, c, c_row, start }.run();
+                                }
+                            }
+                        }
+                    });
+                }
+            }
+        });
+    });
+}
+
+simd::vectorized! {
+    /// `to[term, lane] = from[lane * lane_stride + term * term_stride]`.
+    fn pack(to: &mut [MaybeUninit<f32>], from: &[f32], lane_stride: usize, term_stride: usize, terms: usize) {
+        /// Terms whose rows of `to` stay in the first-level cache.
+        const BLOCK: usize = 16;
+        let lanes = to.len() / terms;
+        if lane_stride == 1 {
+            for (term, to) in to.chunks_exact_mut(lanes).enumerate() {
+                cpu::copy(to, &from[term * term_stride..][..lanes]);
+            }
+            return;
+        }
+        for (block, to) in to.chunks_mut(BLOCK * lanes).enumerate() {
+            for lane in 0..lanes {
+                let from = &from[lane * lane_stride + block * BLOCK * term_stride..];
+                for (term, to) in to.chunks_exact_mut(lanes).enumerate() {
+                    to[lane].write(from[term * term_stride]);
+                }
+            }
+        }
     }
 }

@@ -79,6 +79,7 @@ impl Config {
         for (key, size) in [
             ("vocab_size", config.vocab_size),
             ("hidden_size", config.hidden_size),
+            ("num_hidden_layers", config.num_hidden_layers),
             ("intermediate_size", config.intermediate_size),
             ("max_position_embeddings", config.max_position_embeddings),
             ("type_vocab_size", config.type_vocab_size),
@@ -180,12 +181,12 @@ impl Layer {
         })
     }
 
-    /// `[tokens, hidden_size]` to the same.
-    fn forward(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
+    /// `x` `[tokens, hidden_size]`; `rows` is the same, or the rows of it that are wanted → their shape.
+    fn forward(&self, x: &Tensor, rows: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        let (q, k, v) = (self.query.forward(rows)?, self.key.forward(x)?, self.value.forward(x)?);
         let attended = self.attention_output.forward(&self.attention.forward(&q, &k, &v, sequences)?)?;
-        let x = self.attention_norm.residual(&attended, x, &self.dropout[0], sequences)?;
-        let inner = gelu(&self.intermediate.forward(&x)?)?; // [tokens, intermediate_size]
+        let x = self.attention_norm.residual(&attended, rows, &self.dropout[0], sequences)?;
+        let inner = gelu(&self.intermediate.forward(&x)?)?; // [rows, intermediate_size]
         self.output_norm.residual(&self.output.forward(&inner)?, &x, &self.dropout[1], sequences)
     }
 }
@@ -218,11 +219,15 @@ impl Model for Bert {
         let sequences = &inputs.sequences;
         let mut x = self.embeddings.forward(inputs)?;
         inputs.hidden_state(&x);
-        for layer in &self.layers {
-            x = layer.forward(&x, sequences)?;
+        let shows_all = inputs.keeps_hidden_states();
+        for (i, layer) in self.layers.iter().enumerate() {
+            // Only first tokens are pooled: unless it is to be shown, the last layer makes no other row.
+            let rows = if shows_all || i + 1 < self.layers.len() { x.clone() } else { first_token(&x, sequences)? };
+            x = layer.forward(&x, &rows, sequences)?;
             inputs.hidden_state(&x);
         }
-        let pooled = tanh(&self.pooler.forward(&first_token(&x, sequences)?)?)?; // [sequences, hidden_size]
-        self.classifier.forward(&self.dropout.pooled(&pooled, sequences)?) // [sequences, num_labels]
+        let first = if shows_all { first_token(&x, sequences)? } else { x };
+        let pooled = tanh(&self.pooler.forward(&first)?)?; // [sequences, hidden_size]
+        self.classifier.forward(&self.dropout.forward(&pooled, sequences)?) // [sequences, num_labels]
     }
 }

@@ -19,6 +19,7 @@
 //! commands → train, export, infer, report → data, metrics, track, store → config.
 #![warn(missing_docs)]
 
+pub mod allocator;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -141,10 +141,11 @@ fn the_certificates_hold() {
 #[test]
 fn onnx_runtime_fuses_every_layer() {
     let ops = export::optimized_ops(runtime::ensure(false).unwrap(), &FINISHED.model().join("model.onnx")).unwrap();
-    // Two layers; a norm after the embeddings and two in each layer.
-    assert_eq!((ops.get("Attention"), ops.get("BiasGelu")), (Some(&2), Some(&2)), "{ops:?}");
+    // Two layers, of which the last asks for the first tokens alone: there is no fused form of that.
+    assert_eq!((ops.get("Attention"), ops.get("Softmax")), (Some(&1), Some(&1)), "{ops:?}");
+    // A norm after the embeddings and two in each layer.
     assert_eq!(ops.get("LayerNormalization"), Some(&5), "{ops:?}");
-    for unfused in ["Erf", "Softmax", "ReduceMean"] {
+    for unfused in ["Erf", "ReduceMean"] {
         assert_eq!(ops.get(unfused), None, "{ops:?}");
     }
 }

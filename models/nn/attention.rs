@@ -24,7 +24,8 @@ impl Attention {
         Self { heads, head_dim, dropout }
     }
 
-    /// `softmax(q kᵀ / sqrt(head_dim)) v`; all are `[tokens, heads · head_dim]`.
+    /// `softmax(q kᵀ / sqrt(head_dim)) v`; all are `[tokens, heads · head_dim]`, or `q` and the output
+    /// are `[sequences, heads · head_dim]`: then only each sequence's first token asks.
     ///
     /// # Errors
     /// Shapes that differ.
@@ -58,7 +59,7 @@ impl Attend {
 }
 
 impl Op for Attend {
-    type Saved = [Data; 5]; // q, k, v, the output, log-sum-exp [heads, tokens]
+    type Saved = [Data; 5]; // q, k, v, the output, log-sum-exp [heads, rows of q]
 
     fn forward(&self, xs: &[&Data]) -> Result<(Data, Self::Saved)> {
         let (q, k, v) = (xs[0], xs[1], xs[2]);
@@ -85,12 +86,15 @@ impl Op for Attend {
             return Err(Error::Input("packed sequences cannot be captured".into()));
         };
         let (heads, dim) = (self.heads as i64, self.head_dim as i64);
+        let firsts = xs[0].shape.len() == 2; // q is [batch, hidden]
         let split = g.ints("split", &[0, 0, heads, dim]);
+        let split_firsts = if firsts { g.ints("split", &[0, 1, heads, dim]) } else { split.clone() };
         let mut head = |x: &Symbol, perm: [i64; 4]| {
-            let x = g.node("Reshape", &[&x.name, &split], &[]); // [batch, sequence, heads, head_dim]
+            let split = if x.shape.len() == 2 { &split_firsts } else { &split };
+            let x = g.node("Reshape", &[&x.name, split], &[]); // [batch, sequence or 1, heads, head_dim]
             g.node("Transpose", &[&x], &[("perm", Attribute::Ints(perm.to_vec()))])
         };
-        let q = head(xs[0], [0, 2, 1, 3]); // [batch, heads, sequence, head_dim]
+        let q = head(xs[0], [0, 2, 1, 3]); // [batch, heads, sequence or 1, head_dim]
         let k = head(xs[1], [0, 2, 3, 1]); // [batch, heads, head_dim, sequence]
         let v = head(xs[2], [0, 2, 1, 3]);
         let scores = g.node("MatMul", &[&q, &k], &[]);
@@ -100,7 +104,7 @@ impl Op for Attend {
         let probabilities = g.node("Softmax", &[&scores], &[("axis", Attribute::Int(3))]);
         let out = g.node("MatMul", &[&probabilities, &v], &[]); // [batch, heads, sequence, head_dim]
         let out = g.node("Transpose", &[&out], &[("perm", Attribute::Ints(vec![0, 2, 1, 3]))]);
-        let join = g.ints("join", &[0, 0, heads * dim]);
+        let join = if firsts { g.ints("join", &[0, heads * dim]) } else { g.ints("join", &[0, 0, heads * dim]) };
         Ok(g.node("Reshape", &[&out, &join], &[]))
     }
 }

@@ -15,37 +15,22 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Drops elements of `[tokens, size]`.
+    /// Drops elements of `[tokens, size]` or of `[sequences, size]`. A sequence's first token loses the
+    /// same ones in both.
     ///
     /// # Errors
-    /// Rows that are not the packing's tokens.
+    /// Another number of rows.
     pub fn forward(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        self.apply(x, sequences, false)
-    }
-
-    /// Drops elements of `[sequences, size]`.
-    ///
-    /// # Errors
-    /// Rows that are not the packing's sequences.
-    pub fn pooled(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        self.apply(x, sequences, true)
-    }
-
-    fn apply(&self, x: &Tensor, sequences: &Sequences, pooled: bool) -> Result<Tensor> {
-        match self.kernel(sequences, pooled)? {
+        match self.kernel(x, sequences)? {
             Some((dropout, packing)) => apply(Drop { dropout, packing }, &[x]),
             None => Ok(x.clone()),
         }
     }
 
     /// What the kernel needs, where this forward drops anything.
-    pub(super) fn kernel(
-        &self,
-        sequences: &Sequences,
-        pooled: bool,
-    ) -> Result<Option<(kiln_kernels::Dropout, Packing)>> {
+    pub(super) fn kernel(&self, x: &Tensor, sequences: &Sequences) -> Result<Option<(kiln_kernels::Dropout, Packing)>> {
         match sequences.dropout(self) {
-            Some(dropout) => Ok(Some((dropout, sequences.packing(pooled)?.clone()))),
+            Some(dropout) => Ok(Some((dropout, sequences.packing(x.data()?.dims()[0])?.clone()))),
             None => Ok(None),
         }
     }

@@ -51,8 +51,15 @@ pub struct Sequences {
 }
 
 pub(super) enum SequencesKind {
-    Packed { packing: Packing, pooled: Packing },
-    Symbolic { attention_mask: RefCell<Option<String>>, max_positions: usize },
+    /// The sequences' tokens, and their first tokens alone.
+    Packed {
+        packing: Packing,
+        firsts: Packing,
+    },
+    Symbolic {
+        attention_mask: RefCell<Option<String>>,
+        max_positions: usize,
+    },
 }
 
 impl Sequences {
@@ -92,14 +99,19 @@ impl Sequences {
         }
     }
 
-    /// The packing of values; of one row a sequence where `pooled`.
+    /// The packing of a value of so many rows: one for each token, or for each sequence.
     ///
     /// # Errors
-    /// Symbols have none.
-    pub(super) fn packing(&self, pooled: bool) -> Result<&Packing> {
+    /// Another number of rows; symbols have no packing.
+    pub(super) fn packing(&self, rows: usize) -> Result<&Packing> {
         match &self.kind {
-            SequencesKind::Packed { pooled: firsts, .. } if pooled => Ok(firsts),
-            SequencesKind::Packed { packing, .. } => Ok(packing),
+            SequencesKind::Packed { packing, .. } if rows == packing.tokens() => Ok(packing),
+            SequencesKind::Packed { firsts, .. } if rows == firsts.tokens() => Ok(firsts),
+            SequencesKind::Packed { packing, firsts } => Err(Error::Input(format!(
+                "a value of {rows} rows for {} tokens of {} sequences",
+                packing.tokens(),
+                firsts.tokens()
+            ))),
             SequencesKind::Symbolic { .. } => Err(Error::Input("symbolic sequences have no packing".into())),
         }
     }
@@ -152,7 +164,7 @@ impl Inputs {
             }
             ids.insert(name, Ids { kind: IdsKind::Value(column.into()), origin: origin.clone() });
         }
-        let kind = SequencesKind::Packed { pooled: packing.firsts(), packing };
+        let kind = SequencesKind::Packed { firsts: packing.firsts(), packing };
         let sequences = Sequences { kind, mode, origin };
         Ok(Self { sequences, columns: ids, tokens, hidden_states: None })
     }
@@ -174,6 +186,11 @@ impl Inputs {
     pub fn keep_hidden_states(mut self) -> Self {
         self.hidden_states = Some(RefCell::default());
         self
+    }
+
+    /// Whether hidden states are kept, for which a model has to make all that it can show.
+    pub fn keeps_hidden_states(&self) -> bool {
+        self.hidden_states.is_some()
     }
 
     /// The hidden states kept: the embeddings' output, then each layer's.

@@ -37,12 +37,12 @@ impl LayerNorm {
         apply(Norm { layer: self.clone(), dropout: None }, &[x])
     }
 
-    /// `LN(residual + dropout(x))`, rows of `[tokens, size]`.
+    /// `LN(residual + dropout(x))`, rows of `[tokens, size]` or of `[sequences, size]`.
     ///
     /// # Errors
     /// A width that is not the layer's.
     pub fn residual(&self, x: &Tensor, residual: &Tensor, dropout: &Dropout, sequences: &Sequences) -> Result<Tensor> {
-        let dropout = dropout.kernel(sequences, false)?;
+        let dropout = dropout.kernel(x, sequences)?;
         apply(Norm { layer: self.clone(), dropout }, &[x, residual])
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
 use super::{Checkpoints, Outcome, Signals, Trainer, evaluate};
+use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Encoding, Part, Snapshot, Tokenizer};
 use crate::pretrained::Classifier;
@@ -80,6 +81,7 @@ impl Job<'_> {
     /// # Errors
     /// What loading, encoding and training say.
     pub fn train(&self, signals: &Signals, print: impl Fn(&Evaluation) -> Result<()>) -> Result<Outcome> {
+        let _kept = KeptPages::new();
         let settings = &self.model.train;
         kiln_kernels::threads::set(settings.threads)?;
         let Start { classifier, tokenizer, encoding } = self.start(&[Part::Train, Part::Validation])?;
