@@ -54,9 +54,9 @@ struct Arguments {
     warmup: u64,
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
     threads: usize,
-    /// Dropout everywhere.
-    #[arg(long, default_value_t = 0.1)]
-    dropout: f64,
+    /// Dropout everywhere, in place of what the folder says.
+    #[arg(long)]
+    dropout: Option<f64>,
     /// Tokens that go through at once.
     #[arg(long, default_value_t = 4096)]
     micro_batch_tokens: usize,
@@ -67,6 +67,9 @@ struct Arguments {
     #[arg(long, hide = true)]
     bench: bool,
 }
+
+/// Of the order of examples and of dropout.
+const SEED: u64 = 42;
 
 /// Seconds of a step's parts.
 #[derive(Clone, Copy, Default)]
@@ -90,14 +93,13 @@ struct Bench {
     labels: Vec<u32>,
     lengths: Vec<u32>,
     sampler: Sampler,
-    seed: u64,
 }
 
 impl Bench {
     fn new(arguments: &Arguments) -> Result<Self> {
         threads::set(arguments.threads)?;
         let names: Vec<String> = (0..arguments.labels).map(|i| i.to_string()).collect();
-        let (classifier, _) = Classifier::pretrained(&arguments.model, &names, Some(arguments.dropout), 1)?;
+        let (classifier, _) = Classifier::pretrained(&arguments.model, &names, arguments.dropout, 1)?;
         let sets = [format!("train.batch_size={}", arguments.batch), format!("train.threads={}", arguments.threads)];
         let config = Config::load(None, &Overrides { sets: sets.to_vec(), ..Overrides::default() })?;
         let settings = &config.models.first().context("the quickstart has no model")?.train;
@@ -122,8 +124,8 @@ impl Bench {
             None => synthetic(arguments),
         };
         let lengths: Vec<u32> = examples.iter().map(|e| e.input_ids.len() as u32).collect();
-        let sampler = Sampler::new(lengths.clone(), 1, arguments.batch, arguments.micro_batch_tokens, 1);
-        Ok(Self { classifier, optimizer, examples, labels, lengths, sampler, seed: 1 })
+        let sampler = Sampler::new(lengths.clone(), SEED, arguments.batch, arguments.micro_batch_tokens, 1);
+        Ok(Self { classifier, optimizer, examples, labels, lengths, sampler })
     }
 
     /// The examples of a step: those of one batch in their order where there is one batch alone.
@@ -149,7 +151,7 @@ impl Bench {
             let examples: Vec<_> = micro.iter().map(|&i| example(&self.examples[i as usize])).collect();
             let labels: Vec<u32> = micro.iter().map(|&i| self.labels[i as usize]).collect();
             let ids = micro.iter().map(|&i| u64::from(i)).collect();
-            let inputs = self.classifier.inputs(&examples, ids, Mode::Train { seed: self.seed, step })?;
+            let inputs = self.classifier.inputs(&examples, ids, Mode::Train { seed: SEED, step })?;
             seen += examples.iter().map(|e| e.input_ids.len() as u64).sum::<u64>();
             lap(&mut seconds.data);
             let logits = self.classifier.built().model.forward(&inputs)?;
@@ -249,16 +251,14 @@ fn main() -> Result<()> {
     let _kept = KeptPages::new(); // as in training
     let mut bench = Bench::new(&arguments)?;
     let tokens = arguments.micro_batch_tokens;
-    let (mut rates, mut steps, mut first_loss) = (Vec::new(), Vec::new(), f64::NAN);
+    let (mut rates, mut steps, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     let mut faults = 0;
     for step in 0..arguments.warmup + arguments.steps {
         if step == arguments.warmup {
             faults = page_faults();
         }
         let (seconds, seen, loss) = bench.step(step, tokens)?;
-        if step == 0 {
-            first_loss = loss;
-        }
+        losses.push(loss);
         if step >= arguments.warmup {
             rates.push(seen as f64 / seconds.total());
             steps.push(seconds);
@@ -282,14 +282,14 @@ fn main() -> Result<()> {
             "contestant": "kiln", "workload": arguments.workload, "tokens_per_second": rate,
             "seconds": steps.iter().map(|s| s.total()).collect::<Vec<_>>(),
             "data": data, "forward": forward, "backward": backward, "optimizer": optimizer,
-            "peak_rss_bytes": peak, "loss": first_loss, "limit_tokens_per_second": limit,
+            "peak_rss_bytes": peak, "loss": losses.first(), "second_loss": losses.get(1), "limit_tokens_per_second": limit,
             "page_faults_per_step": faults, "versions": { "kiln": env!("CARGO_PKG_VERSION") },
         });
         println!("{line}");
     } else {
         println!(
             "{}: {rate:.0} tokens/s, {:.1} % of the products' {limit:.0}; data {:.2} ms, forward {:.1} ms, \
-             backward {:.1} ms, optimizer {:.1} ms; peak {:.0} MB, {faults} page faults a step; first loss {first_loss:.6}",
+             backward {:.1} ms, optimizer {:.1} ms; peak {:.0} MB, {faults} page faults a step; first loss {:.6}",
             arguments.workload,
             100.0 * rate / limit,
             1e3 * data,
@@ -297,6 +297,7 @@ fn main() -> Result<()> {
             1e3 * backward,
             1e3 * optimizer,
             peak.unwrap_or(0) as f64 / 1e6,
+            losses.first().unwrap_or(&f64::NAN),
         );
     }
     Ok(())
