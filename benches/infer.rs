@@ -34,13 +34,16 @@ struct Options {
     /// The first rows alone
     #[arg(long, default_value_t = 160)]
     documents: usize,
+    /// Tokens in one batch at most; by default infer.max_tokens'
+    #[arg(long)]
+    max_tokens: Option<usize>,
     /// Exports the model there and ends
     #[arg(long)]
     export: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
-    let Options { common, data, max_length, documents, export } = Options::parse();
+    let Options { common, data, max_length, documents, max_tokens, export } = Options::parse();
     let model = common.model()?;
     if let Some(file) = export {
         return write(&model, &file);
@@ -73,7 +76,10 @@ fn main() -> Result<()> {
         .map(|row| Example { input_ids: &row.input_ids, token_type_ids: Some(&row.token_type_ids) })
         .collect();
 
-    let max_tokens = Config::load(None, &Overrides::default())?.infer.max_tokens;
+    let max_tokens = match max_tokens {
+        Some(max_tokens) => max_tokens,
+        None => Config::load(None, &Overrides::default())?.infer.max_tokens,
+    };
     let workers = Workers { workers: common.threads, max_tokens, pad_id: tokenizer.pad_id() };
     let runtime = runtime::ensure(false)?;
     let predictor = Predictor::open(runtime, &file, workers)?;
