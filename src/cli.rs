@@ -81,12 +81,14 @@ pub enum Command {
     Prepare(File),
     /// Exports a trained run's models to ONNX and certifies them
     #[command(after_help = "Example:
-  kiln export bbc/3 --model minilm")]
+  kiln export bbc/3 --model minilm
+  kiln export bbc/3 --set export.quantize=int8      a quantised model.int8.onnx beside each")]
     Export(Export),
     /// Tests a run's ONNX models on the unseen test part, or predicts on other rows
     #[command(after_help = "Examples:
   kiln infer                                    the newest run, all models
-  kiln infer bbc/3 --model minilm --input new.csv --output predictions.parquet")]
+  kiln infer bbc/3 --model minilm --input new.csv --output predictions.parquet
+  kiln infer bbc/3 --input new.csv --output predictions.parquet --int8")]
     Infer(Infer),
     /// Validates an experiment file without running it
     #[command(after_help = "Example:
@@ -164,6 +166,9 @@ pub struct Infer {
     /// Where to write the predictions, as Parquet
     #[arg(long, value_name = "FILE", requires = "input")]
     pub output: Option<PathBuf>,
+    /// Predicts with model.int8.onnx, which `export.quantize = "int8"` makes; the test is of both models
+    #[arg(long, requires = "input")]
+    pub int8: bool,
 }
 
 /// `kiln sample`

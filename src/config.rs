@@ -305,6 +305,20 @@ pub enum Interval {
 pub struct Export {
     /// The ONNX operator set.
     pub opset: u32,
+    /// Which quantised model stands beside the fp32 one.
+    #[serde(default)] // runs made before the key was there
+    pub quantize: Quantize,
+}
+
+/// Which quantised model an export makes beside the fp32 one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// None.
+    #[default]
+    None,
+    /// 8-bit integers, activations quantised as they come.
+    Int8,
 }
 
 /// How exported models are run.

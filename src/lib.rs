@@ -10,7 +10,8 @@
 //!    of [`kiln_models`], whose one `forward` trains on packed batches and is captured as an ONNX graph.
 //! 4. [`train`] is the loop, [`Trainer::fit`](train::Trainer::fit): micro-batches on a tape over the
 //!    kernels of [`kiln_kernels`], AdamW, evaluations, checkpoints that resume to the same bits.
-//! 5. [`export`] writes the graph and certifies it, example by example, against the trained model.
+//! 5. [`export`] writes the graph and certifies it, example by example, against the trained model; on
+//!    8-bit integers too, where that is asked for.
 //! 6. [`infer`] runs ONNX Runtime on the unseen test part, or on new rows.
 //!
 //! Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,

@@ -165,6 +165,185 @@ fn an_export_that_parts_from_the_model_is_refused() {
     assert!(stderr.contains("small-bert") && stderr.contains("logit"), "{stderr}");
 }
 
+/// A run with a quantised model beside, for the tests of that: long enough to tell labels apart, since
+/// what says the same of every row agrees with anything.
+static QUANTIZED: LazyLock<Finished> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = quickstart(folder.path());
+    command.args(["--set", "export.quantize=int8", "--set", "train.max_steps=160", "--set", "train.eval_steps=160"]);
+    let output = command.output().unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{stderr}");
+    Finished { folder, stdout, stderr }
+});
+
+fn export(root: &Path, options: &[&str]) -> std::process::Output {
+    kiln().args(["export", "quickstart/1", "--root"]).arg(root).args(options).output().unwrap()
+}
+
+fn infer(root: &Path, options: &[&str]) -> std::process::Output {
+    kiln().args(["infer", "quickstart/1", "--root"]).arg(root).args(options).output().unwrap()
+}
+
+#[test]
+fn a_quantised_model_is_exported_tested_and_predicts() {
+    let (root, model) = (QUANTIZED.folder.path(), QUANTIZED.model());
+    let last = QUANTIZED.stdout.trim_end().lines().last().unwrap();
+    assert!(last.starts_with("model=small-bert int8 examples=") && last.contains(" examples_per_second="), "{last}");
+    assert!(QUANTIZED.stderr.contains("exported model=small-bert int8 examples="), "{}", QUANTIZED.stderr);
+
+    let said = json(infer(root, &["--json"]));
+    let read = |file: &str| store::read_json::<Value>(&model.join(file)).unwrap();
+    let statistics = read("test/statistics.int8.json");
+    assert_eq!(said["int8"], statistics);
+    assert_eq!(said["macro_f1"], read("test/statistics.json")["macro_f1"]);
+    assert!(statistics["throughput"]["examples_per_second"].as_f64().unwrap() > 0.0);
+
+    for (file, of) in [("export.int8.json", "statistics.json"), ("test/certificate.int8.json", "test/statistics.json")]
+    {
+        let certificate = read(file);
+        let number = |key: &str| certificate[key].as_f64().unwrap_or_else(|| panic!("{key} of {certificate}"));
+        assert_eq!(certificate["examples"], read(of)["examples"]);
+        assert!((number("f1_fp32") - read(of)["macro_f1"].as_f64().unwrap()).abs() < 1e-12, "{certificate}");
+        assert!(number("agreement") >= 0.99 && number("f1_fp32") - number("f1_int8") <= 0.005, "{certificate}");
+        assert!(0.0 < number("mean_abs_diff") && number("mean_abs_diff") < number("max_abs_diff"), "{certificate}");
+        for (key, file) in [("bytes_fp32", "model.onnx"), ("bytes_int8", "model.int8.onnx")] {
+            assert_eq!(certificate[key], fs::metadata(model.join(file)).unwrap().len());
+        }
+        assert!(number("bytes_int8") < 0.35 * number("bytes_fp32"), "{certificate}");
+    }
+    assert_eq!(statistics["macro_f1"], read("test/certificate.int8.json")["f1_int8"]);
+
+    let metadata = onnx::read(&model.join("model.int8.onnx")).unwrap().metadata_props;
+    let keys: Vec<_> = metadata.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["id2label", "kiln.experiment", "kiln.run_num", "kiln.model", "kiln.snapshot", "kiln.quantize"]);
+    assert_eq!(metadata.last().unwrap().value, "int8");
+
+    let (input, output) = (root.join("new.jsonl"), root.join("new.parquet"));
+    fs::write(&input, "{\"text\": \"An external penetration test\"}\n".repeat(3)).unwrap();
+    let options = ["--int8", "--input", input.to_str().unwrap(), "--output", output.to_str().unwrap()];
+    let result = infer(root, &options);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    assert_eq!(predictions(&output).len(), 3);
+    let result = infer(FINISHED.folder.path(), &options);
+    let stderr = String::from_utf8_lossy(&result.stderr);
+    assert_eq!(result.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("model.int8.onnx is not there") && stderr.contains("export.quantize=int8"), "{stderr}");
+}
+
+#[test]
+fn python_reads_a_quantised_model() {
+    let Some(python) = python() else { return };
+    let model = QUANTIZED.model();
+    let ids = QUANTIZED.folder.path().join("ids.json");
+    let rows: Vec<Vec<i32>> = [1, 5, 40].map(|n| (0..n).map(|i| 5 + i * 131 % 2000).collect()).to_vec();
+    fs::write(&ids, serde_json::to_vec(&rows).unwrap()).unwrap();
+    let call = |file: &str| {
+        let mut command = Command::new(&python);
+        json(command.arg("tests/python/predict_onnx.py").arg(model.join(file)).arg(&ids).output().unwrap())
+    };
+    // onnx.checker is in the script.
+    let (fp32, int8) = (call("model.onnx"), call("model.int8.onnx"));
+    assert_eq!(
+        (&int8["inputs"], &int8["outputs"], &int8["opset"]),
+        (&fp32["inputs"], &fp32["outputs"], &fp32["opset"])
+    );
+    assert_eq!(int8["metadata"]["id2label"], fp32["metadata"]["id2label"]);
+    let logits = |said: &Value| serde_json::from_value::<Vec<Vec<f64>>>(said["logits"].clone()).unwrap().concat();
+    let (fp32, int8) = (logits(&fp32), logits(&int8));
+    assert_ne!(fp32, int8);
+    let spread = fp32.iter().fold(0f64, |largest, logit| largest.max(logit.abs()));
+    assert!(fp32.iter().zip(&int8).all(|(a, b)| (a - b).abs() < spread / 10.0), "{int8:?} for {fp32:?}");
+}
+
+#[test]
+fn a_quantised_model_that_parts_from_its_own_is_refused() {
+    // The words under a quantised graph are changed: the test part has to notice.
+    let folder = copy(&QUANTIZED);
+    let model = folder.path().join("quickstart/runs/1/small-bert");
+    let mut graph = onnx::read(&model.join("model.int8.onnx")).unwrap();
+    let initializers = &mut graph.graph.as_mut().unwrap().initializer;
+    let table = initializers.iter_mut().find(|i| i.name.ends_with("word_embeddings.weight.rows.int8"));
+    table.unwrap().raw_data.iter_mut().for_each(|byte| *byte = byte.wrapping_neg());
+    fs::write(model.join("model.int8.onnx"), prost::Message::encode_to_vec(&graph)).unwrap();
+    let output = infer(folder.path(), &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    for part in ["model \"small-bert\" on the test part", "agree on 0.", "(needs 0.99)", "macro F1", "export.quantize"]
+    {
+        assert!(stderr.contains(part), "{part} is not in: {stderr}");
+    }
+
+    // And one that is no model at all is named.
+    fs::write(model.join("model.int8.onnx"), b"no model").unwrap();
+    let output = infer(folder.path(), &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("could not open") && stderr.contains("model.int8.onnx"), "{stderr}");
+}
+
+#[test]
+fn a_model_that_integers_cannot_hold_is_not_quantised() {
+    use candle_core::{Device, Tensor, safetensors};
+    // Each value of attention gets a weight that dwarfs its others, on an input that is always 0: the
+    // model goes on reading its text, and its integers are zeros.
+    let folder = copy(&QUANTIZED);
+    let model = folder.path().join("quickstart/runs/1/small-bert");
+    let weights = model.join("model/model.safetensors");
+    let mut tensors = safetensors::load(&weights, &Device::Cpu).unwrap();
+    let mut change = |name: &str, value: f32| {
+        let tensor = tensors.get_mut(&format!("bert.{name}")).unwrap();
+        let mut values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let columns = if tensor.rank() == 2 { tensor.dims()[1] } else { values.len() };
+        values.iter_mut().step_by(columns).for_each(|v| *v = value);
+        *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap();
+    };
+    for (norm, layer) in [("embeddings.LayerNorm", 0), ("encoder.layer.0.output.LayerNorm", 1)] {
+        change(&format!("{norm}.weight"), 0.0);
+        change(&format!("{norm}.bias"), 0.0);
+        change(&format!("encoder.layer.{layer}.attention.self.value.weight"), 1000.0);
+    }
+    safetensors::save(&tensors, &weights).unwrap();
+    let read = |file: &str| fs::read(model.join(file)).unwrap();
+    let before = ["model.int8.onnx", "export.int8.json"].map(read);
+
+    let output = export(folder.path(), &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    for part in ["model \"small-bert\" is not quantised", "agree on 0.", "set export.quantize = \"none\""] {
+        assert!(stderr.contains(part), "{part} is not in: {stderr}");
+    }
+    assert!(before == ["model.int8.onnx", "export.int8.json"].map(read), "the earlier ones are as they were");
+    assert_eq!(walk(&model, ".tmp-"), Vec::<PathBuf>::new(), "temporary files are left");
+    // Without them the export goes through.
+    let output = export(folder.path(), &["--set", "export.quantize=none"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_trained_run_gets_a_quantised_model_later() {
+    let folder = copy(&FINISHED);
+    let model = folder.path().join("quickstart/runs/1/small-bert");
+    assert!(!model.join("model.int8.onnx").exists());
+    let exported = json(export(folder.path(), &["--json", "--set", "export.quantize=int8"]));
+    assert_eq!(exported["int8"], store::read_json::<Value>(&model.join("export.int8.json")).unwrap());
+    assert!(exported["max_abs_diff"].as_f64().unwrap() <= 1e-4, "{exported}");
+
+    // An unfinished one goes on, since what is trained does not depend on it.
+    let train = |options: &[&str]| {
+        let output = quickstart(folder.path()).args(["--set", "train.max_steps=4"]).args(options).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        stderr
+    };
+    assert!(!train(&["--stop-after", "export"]).contains("int8"));
+    let stderr = train(&["--set", "export.quantize=int8"]);
+    assert!(stderr.contains("resuming quickstart/2 after training"), "{stderr}");
+    for file in ["model.int8.onnx", "export.int8.json", "test/statistics.int8.json", "test/certificate.int8.json"] {
+        assert!(folder.path().join("quickstart/runs/2/small-bert").join(file).is_file(), "{file} is missing");
+    }
+}
+
 #[test]
 fn python_reads_what_kiln_wrote() {
     let Some(python) = python() else { return };

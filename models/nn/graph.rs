@@ -78,6 +78,8 @@ pub enum InitializerData {
     I64(Vec<i64>),
     /// f32 constants.
     F32(Vec<f32>),
+    /// int8 constants.
+    I8(Vec<i8>),
     /// A parameter, read when asked for.
     Parameter {
         /// The parameter.
@@ -87,29 +89,55 @@ pub enum InitializerData {
     },
 }
 
+/// What an initializer's elements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementType {
+    /// int64
+    I64,
+    /// f32
+    F32,
+    /// int8
+    I8,
+}
+
 impl Initializer {
-    /// Whether the elements are int64; else they are f32.
-    pub fn is_i64(&self) -> bool {
-        matches!(self.data, InitializerData::I64(_))
+    /// What the elements are.
+    pub fn element_type(&self) -> ElementType {
+        match self.data {
+            InitializerData::I64(_) => ElementType::I64,
+            InitializerData::F32(_) | InitializerData::Parameter { .. } => ElementType::F32,
+            InitializerData::I8(_) => ElementType::I8,
+        }
     }
 
     /// The number of bytes that [`bytes`](Self::bytes) gives.
     pub fn byte_len(&self) -> usize {
-        self.dims.iter().product::<usize>() * if self.is_i64() { 8 } else { 4 }
+        let size = match self.element_type() {
+            ElementType::I64 => 8,
+            ElementType::F32 => 4,
+            ElementType::I8 => 1,
+        };
+        self.dims.iter().product::<usize>() * size
     }
 
     /// The elements, row-major, little-endian.
     pub fn bytes(&self) -> Vec<u8> {
         match &self.data {
             InitializerData::I64(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            InitializerData::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            InitializerData::Parameter { parameter, transposed: false } => {
-                parameter.to_vec().iter().flat_map(|v| v.to_le_bytes()).collect()
-            }
+            InitializerData::I8(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            _ => self.floats().iter().flatten().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+
+    /// The elements, row-major, where they are f32.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        match &self.data {
+            InitializerData::I64(_) | InitializerData::I8(_) => None,
+            InitializerData::F32(values) => Some(values.clone()),
+            InitializerData::Parameter { parameter, transposed: false } => Some(parameter.to_vec()),
             InitializerData::Parameter { parameter, transposed: true } => {
                 let (values, columns) = (parameter.to_vec(), parameter.shape()[1]);
-                let column = |c: usize| values[c..].iter().step_by(columns);
-                (0..columns).flat_map(|c| column(c).flat_map(|v| v.to_le_bytes())).collect()
+                Some((0..columns).flat_map(|c| values[c..].iter().step_by(columns)).copied().collect())
             }
         }
     }

@@ -29,7 +29,7 @@ pub use attention::Attention;
 pub use dropout::Dropout;
 pub use embedding::{Embedding, embed};
 pub use gelu::gelu;
-pub use graph::{Attribute, Graph, Initializer, InitializerData, Input, Node, Output, capture};
+pub use graph::{Attribute, ElementType, Graph, Initializer, InitializerData, Input, Node, Output, capture};
 pub use inputs::{Ids, Inputs, Mode, Sequences};
 pub use kiln_kernels::Packing;
 pub use layer_norm::LayerNorm;

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{print, print_json};
 use crate::cli::{File, Options};
-use crate::config::{Config, Duration, Format, Model, Origin, RunNum, Source, Warmup};
+use crate::config::{Config, Duration, Export, Format, Model, Origin, RunNum, Source, Warmup};
 use crate::{store, user_error};
 
 /// Validates the experiment and prints what it comes to; with `--json`, every value resolved.
@@ -140,6 +140,8 @@ fn summary(config: &Config, model_types: &[String]) -> String {
             train.threads
         ));
     }
+    let Export { opset, quantize } = config.export;
+    lines.push(format!("export      opset {opset}, quantize {}", word(&quantize)));
     lines.push(format!("infer       workers {}, max_tokens {}", config.infer.workers, config.infer.max_tokens));
     lines.join("\n")
 }

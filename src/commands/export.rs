@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 
 use super::{print, print_json};
 use crate::cli::{self, Options};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Quantize};
 use crate::data::Snapshot;
-use crate::export::{Certificate, export_model};
+use crate::export::{Agreement, Certificate, export_model, quantize_model};
 use crate::infer::{Setting, runtime};
 use crate::store::{self, Pins, RunDir};
 use crate::user_error;
@@ -17,7 +17,7 @@ use crate::user_error;
 /// Exports the models from the run's `model/` folders again.
 ///
 /// # Errors
-/// The user's, where there is no such run or model; what [`export_model`] says.
+/// The user's, where there is no such run or model; what [`export_model`] and [`quantize_model`] say.
 pub fn run(args: &cli::Export, options: &Options) -> Result<ExitCode> {
     let target = Target::find(args, options)?;
     let _held = target.run.hold()?;
@@ -29,7 +29,15 @@ pub fn run(args: &cli::Export, options: &Options) -> Result<ExitCode> {
         if !options.json {
             print(&line(&model.name, &certificate))?;
         }
-        certificates.insert(model.name.clone(), serde_json::to_value(certificate)?);
+        let mut certificate = serde_json::to_value(certificate)?;
+        if target.config.export.quantize == Quantize::Int8 {
+            let agreement = quantize_model(&setting, model)?;
+            if !options.json {
+                print(&int8_line(&model.name, &agreement))?;
+            }
+            certificate["int8"] = serde_json::to_value(agreement)?;
+        }
+        certificates.insert(model.name.clone(), certificate);
     }
     if options.json {
         print_json(&by_model(certificates))?;
@@ -43,6 +51,18 @@ pub(super) fn line(model: &str, certificate: &Certificate) -> String {
     format!(
         "model={model} examples={examples} max_abs_diff={max_abs_diff:.1e} argmax_flips={argmax_flips} \
          f1_trained={f1_trained:.4} f1_onnx={f1_onnx:.4}"
+    )
+}
+
+/// A quantised model's certificate in one line.
+pub(super) fn int8_line(model: &str, agreement: &Agreement) -> String {
+    let Agreement { examples, agreement, max_abs_diff, f1_fp32, f1_int8, bytes_fp32, bytes_int8, .. } = agreement;
+    let megabytes = |bytes: &u64| *bytes as f64 / 1e6;
+    format!(
+        "model={model} int8 examples={examples} agreement={agreement:.4} max_abs_diff={max_abs_diff:.2} \
+         f1_fp32={f1_fp32:.4} f1_int8={f1_int8:.4} megabytes_fp32={:.1} megabytes_int8={:.1}",
+        megabytes(bytes_fp32),
+        megabytes(bytes_int8)
     )
 }
 
@@ -60,12 +80,14 @@ impl Target {
     pub(super) fn find(args: &cli::Export, options: &Options) -> Result<Target> {
         let run = store::find(args.run.as_deref(), &options.root())?;
         let Pins { mut config, mut sets, .. } = run.pins()?;
-        // How models are run may be another machine's choice, and another day's: --set and --threads
-        // count, and "auto" is this machine's.
+        // How models are run, and whether a quantised one is made, may be another machine's choice, and
+        // another day's: --set and --threads count, and "auto" is this machine's.
         let mut overrides = options.overrides();
         sets.append(&mut overrides.sets);
         overrides.sets = sets;
-        config.infer = Config::load(Some(&run.dir().join("experiment.toml")), &overrides)?.infer;
+        let now = Config::load(Some(&run.dir().join("experiment.toml")), &overrides)?;
+        config.infer = now.infer;
+        config.export.quantize = now.export.quantize;
         kiln_kernels::threads::set(config.infer.workers)?;
         for model in &mut config.models {
             model.train.threads = config.infer.workers;

@@ -9,10 +9,10 @@ use serde_json::Map;
 use super::export::{Target, by_model};
 use super::{print, print_json};
 use crate::cli::{self, Options};
-use crate::config::{self, Data, Format};
+use crate::config::{self, Data, Format, Quantize};
 use crate::data::read_rows;
-use crate::export::certify_test;
-use crate::infer::{Exported, Setting, predict_rows, runtime, test_model};
+use crate::export::{certify_quantized_test, certify_test};
+use crate::infer::{Exported, Setting, predict_rows, runtime, test_model, test_quantized};
 use crate::{report, user_error};
 
 /// Tests the run's models, or predicts `--input` with one of them.
@@ -22,7 +22,8 @@ use crate::{report, user_error};
 pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     let target = Target::find(&args.target, options)?;
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
-        return predict(&target, input, output, options);
+        let quantize = if args.int8 { Quantize::Int8 } else { Quantize::None };
+        return predict(&target, quantize, input, output, options);
     }
     let _held = target.run.hold()?;
     let snapshot = target.snapshot()?;
@@ -31,10 +32,11 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tests models, certifies what each said where its weights lie beside, and prints their tables.
+/// Tests models, certifies what each said where its weights lie beside, and prints their tables; where
+/// a quantised model lies beside too, tests it and holds it against the first.
 ///
 /// # Errors
-/// What [`test_model`] and [`certify_test`] say.
+/// What [`test_model`], [`certify_test`] and [`certify_quantized_test`] say.
 pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], options: &Options) -> Result<()> {
     let mut all = Map::new();
     for model in models {
@@ -44,7 +46,18 @@ pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], op
             let name = if models.len() > 1 { format!("{}\n", model.name) } else { String::new() };
             print(format!("{name}{}", report::table(&tested.statistics)).trim_end())?;
         }
-        all.insert(model.name.clone(), serde_json::to_value(tested.statistics)?);
+        let mut statistics = serde_json::to_value(&tested.statistics)?;
+        if let Some(quantized) = test_quantized(setting, model, &tested)? {
+            let agreement = certify_quantized_test(setting, model, &tested, &quantized)?;
+            if options.json {
+                statistics["int8"] = serde_json::to_value(quantized.statistics)?;
+            } else {
+                let rate = quantized.statistics.throughput.map_or(0.0, |throughput| throughput.examples_per_second);
+                let line = super::export::int8_line(&model.name, &agreement);
+                print(&format!("{line} examples_per_second={rate:.1}"))?;
+            }
+        }
+        all.insert(model.name.clone(), statistics);
     }
     if options.json {
         print_json(&by_model(all))?;
@@ -52,7 +65,7 @@ pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], op
     Ok(())
 }
 
-fn predict(target: &Target, input: &Path, output: &Path, options: &Options) -> Result<ExitCode> {
+fn predict(target: &Target, quantize: Quantize, input: &Path, output: &Path, options: &Options) -> Result<ExitCode> {
     let [model] = target.models.as_slice() else {
         let names: Vec<_> = target.models.iter().map(|model| model.name.as_str()).collect();
         return Err(user_error!("--input takes one model, and the run has {}: choose by --model", names.join(", ")));
@@ -60,7 +73,7 @@ fn predict(target: &Target, input: &Path, output: &Path, options: &Options) -> R
     // Columns are the run's; a file's form is its own.
     let rows = read_rows(input, &Data { format: Format::Auto, ..target.config.data.clone() })?;
     let files = target.run.model(&model.name);
-    let exported = Exported::open(runtime::ensure(options.offline)?, &files, model, target.config.infer)?;
+    let exported = Exported::open(runtime::ensure(options.offline)?, &files, model, quantize, target.config.infer)?;
     let throughput = predict_rows(&exported, &rows, output, options.quiet)?;
     if options.json {
         print_json(&throughput)?;

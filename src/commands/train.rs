@@ -6,10 +6,10 @@ use anyhow::Result;
 
 use super::{check, prepare};
 use crate::cli::{Options, Stage, Train};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Quantize};
 use crate::data::{self, Part, Snapshot};
 use crate::error::say;
-use crate::export::export_model;
+use crate::export::{export_model, quantize_model};
 use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
 use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
@@ -117,6 +117,10 @@ impl Pipeline<'_> {
             if !self.run.model(&model.name).export_json().exists() {
                 let certificate = export_model(&setting, model)?;
                 self.say(&format!("exported {}", super::export::line(&model.name, &certificate)));
+            }
+            if config.export.quantize == Quantize::Int8 && !self.run.model(&model.name).export_int8_json().exists() {
+                let agreement = quantize_model(&setting, model)?;
+                self.say(&format!("exported {}", super::export::int8_line(&model.name, &agreement)));
             }
         }
         if stop_after.is_some() {

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Config, ConfigError, Export, Model, Objective, Origin, document, problem, resolve, table};
+use super::{Config, ConfigError, Model, Objective, Origin, document, problem, resolve, table};
 use crate::error::UserError;
 
 /// The experiment that is run where no file is named.
@@ -73,7 +73,8 @@ impl Config {
 
     /// SHA-256 of everything in the configuration that decides what the trained models are, given
     /// the data: two runs with the same hash and the same snapshot are the same training.
-    /// Not in it: names of places, the run's number, threads and how the export is run.
+    /// Not in it: names of places, the run's number, threads, how the export is run, and whether a
+    /// quantised one is made beside it: a run whose quantised model fails its gate goes on without.
     pub fn hash(&self) -> String {
         // Infallible: plain values with string keys.
         hex(&Sha256::digest(serde_json::to_vec(&self.decisive()).unwrap_or_default()))
@@ -91,12 +92,16 @@ impl Config {
             }
         }
         #[derive(Serialize)]
+        struct Opset {
+            opset: u32,
+        }
+        #[derive(Serialize)]
         struct Decisive {
             objective: Objective,
             model: Vec<Model>,
-            export: Export,
+            export: Opset,
         }
-        Decisive { objective: self.objective, model: models, export: self.export }
+        Decisive { objective: self.objective, model: models, export: Opset { opset: self.export.opset } }
     }
 }
 

@@ -7,7 +7,7 @@ use super::document::At;
 use super::table::{Bounds, Field, Table};
 use super::{
     ClassWeights, Config, Data, Duration, Export, Format, Goal, Infer, Interval, Metric, Model, Objective, Origin,
-    ROOT, RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
+    Quantize, ROOT, RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
 };
 
 const ANY: i64 = i64::MAX;
@@ -46,7 +46,14 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     train_table.finish();
 
     let export_table = root.table("export");
-    let export = Export { opset: export_table.integer("opset", 12..=12, 12) as u32 };
+    let export = Export {
+        opset: export_table.integer("opset", 12..=12, 12) as u32,
+        quantize: export_table.choice(
+            "quantize",
+            &[("none", Quantize::None), ("int8", Quantize::Int8)],
+            Quantize::None,
+        ),
+    };
     export_table.finish();
 
     let infer_table = root.table("infer");

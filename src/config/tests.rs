@@ -113,6 +113,15 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
             "10:11: `infer.workers` is 0: needs an integer from 1 to 1024 or \"auto\"",
         ],
     ),
+    (
+        "<HEAD><MODEL>[export]\nquantize = \"int4\"\nquantise = \"int8\"",
+        &[],
+        &[
+            "8:12: `export.quantize` is \"int4\": needs \"none\" or \"int8\"; did you mean \"int8\"?",
+            "9:1: unknown key `export.quantise`: did you mean `quantize`?",
+        ],
+    ),
+    ("<HEAD><MODEL>[export]\nquantize = 8", &[], &["8:12: `export.quantize` is 8: needs \"none\" or \"int8\""]),
     ("run_num = 0\n<HEAD><MODEL>", &[], &["1:11: `run_num` is 0: needs an integer from 1 to 4294967295 or \"next\""]),
     (
         "run_num = \"last\"\n<HEAD><MODEL>",
@@ -303,7 +312,7 @@ fn what_is_left_out_has_its_default() {
             split: Split { validation: 0.1, test: 0.2, seed: 42 },
         },
         models: vec![Model { name: "m".into(), origin: Origin::Folder("dir/base".into()), max_length: 256, train }],
-        export: Export { opset: 12 },
+        export: Export { opset: 12, quantize: Quantize::None },
         infer: Infer { workers: threads, max_tokens: 4096 },
         text: format!("{HEAD}{MODEL}"),
         sets: Vec::new(),
@@ -360,7 +369,9 @@ fn options_are_laid_over_the_file() {
 #[test]
 fn the_hash_is_of_what_decides_the_models() {
     let hash = |sets: &[&str]| valid("<HEAD><MODEL>", sets).hash();
-    for same in ["train.threads=1", "infer.workers=1", "root=b", "run_num=4", "data.source=b.csv"] {
+    for same in
+        ["train.threads=1", "infer.workers=1", "root=b", "run_num=4", "data.source=b.csv", "export.quantize=int8"]
+    {
         assert_eq!(hash(&[same]), hash(&[]), "{same}");
     }
     for other in ["train.seed=1", "model.0.path=c", "objective.metric=accuracy", "data.max_length=9"] {

@@ -1,27 +1,32 @@
 //! Trained model → ONNX file, with a certificate that both say the same.
 //!
 //! [`onnx`] writes the graph that a model's own forward captured, [`verify`] holds ONNX Runtime
-//! against that forward, and only what passes gets the name `model.onnx`.
+//! against that forward, and only what passes gets the name `model.onnx`. Where it is asked for,
+//! [`quantize`] rewrites the graph for 8-bit integers, and what [`agreement`] lets pass is
+//! `model.int8.onnx`.
 
+pub mod agreement;
 pub mod onnx;
 pub mod proto;
+pub mod quantize;
 pub mod verify;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use kiln_models::nn::Graph;
 use serde_json::{Map, Value};
 
+pub use agreement::Agreement;
 pub use verify::Certificate;
 
 use crate::config;
-use crate::data::{Part, Tokenizer};
-use crate::infer::{self, Options, Predictor, Runtime, Setting, Tested, predictor};
+use crate::data::{Dataset, Part, Tokenizer};
+use crate::infer::{self, Options, Predictor, Quantized, Runtime, Setting, Tested, predictor};
 use crate::pretrained::Classifier;
-use crate::progress::Progress;
-use crate::store;
+use crate::store::{self, ModelDir};
 
 /// Exports one model of a run from its `model/` to `model.onnx`, certifies it on the validation part
 /// and writes export.json.
@@ -30,42 +35,98 @@ use crate::store;
 /// Where the exported model and the trained one part ([`verify::certify`]): then model.onnx is as it
 /// was before. And what reading, writing and ONNX Runtime say.
 pub fn export_model(setting: &Setting<'_>, model: &config::Model) -> Result<Certificate> {
-    let Setting { runtime, run, config, snapshot, quiet } = *setting;
-    let files = run.model(&model.name);
-    let classifier = Classifier::load(&files.model())?;
-    let tokenizer = Tokenizer::from_folder(&files.model())?;
-    infer::check_labels(&model.name, classifier.id2label(), snapshot)?;
-    let metadata = [
-        ("id2label", id2label(&classifier)),
-        ("kiln.experiment", run.experiment().name().into()),
-        ("kiln.run_num", run.run_num().to_string()),
-        ("kiln.model", model.name.clone()),
-        ("kiln.snapshot", snapshot.hash().into()),
-    ];
-
-    // Under its own name, so that the model finds its tensors beside it, but in a folder to be dropped.
+    let trained = Trained::load(setting, model)?;
+    let Trained { files, classifier, dataset, options } = &trained;
     let staged = store::stage(&files.onnx())?;
-    let path = staged.path().join(files.onnx().file_name().context("model.onnx has no name")?);
-    onnx::write(&classifier.graph()?, &model.name, config.export.opset, &metadata, &path, onnx::EXTERNAL_ABOVE)?;
-
-    let (threads, parts) = (model.train.threads, [Part::Validation]);
-    let dataset = snapshot
-        .encode(&tokenizer, model.max_length, classifier.input_names(), &parts, threads)?
-        .dataset(Part::Validation)?;
-    let options =
-        Options { workers: config.infer.workers, max_tokens: config.infer.max_tokens, pad_id: tokenizer.pad_id() };
-    let predictor = Predictor::open(runtime, &path, options)?;
-    let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
-    let progress = Progress::new(&format!("certify {}", model.name), dataset.len() as u64, "row", quiet);
-    let logits = predictor.predict(&examples, &progress)?.logits;
-    progress.finish();
+    let path = trained.write(setting, model, &classifier.graph()?, &[], staged.path(), &files.onnx())?;
+    let predictor = Predictor::open(setting.runtime, &path, *options)?;
+    let logits = infer::predict(&predictor, dataset, &format!("certify {}", model.name), setting.quiet)?.logits;
     let tokens = model.train.micro_batch_tokens;
-    let certificate = verify::certify(&classifier, &predictor, &dataset, &logits, model.max_length, tokens)
+    let certificate = verify::certify(classifier, &predictor, dataset, &logits, model.max_length, tokens)
         .with_context(|| format!("model {:?} is not exported", model.name))?;
 
     publish(&path, &files.onnx())?;
     store::write_json(&files.export_json(), &certificate)?;
     Ok(certificate)
+}
+
+/// Quantises one model of a run from its `model/` to `model.int8.onnx`, holds it against its
+/// `model.onnx` on the validation part and writes export.int8.json.
+///
+/// # Errors
+/// The user's, where the two part ([`Agreement::gate`]): then model.int8.onnx is as it was before. And
+/// what reading, writing and ONNX Runtime say.
+pub fn quantize_model(setting: &Setting<'_>, model: &config::Model) -> Result<Agreement> {
+    let trained = Trained::load(setting, model)?;
+    let Trained { files, classifier, dataset, options } = &trained;
+    let staged = store::stage(&files.onnx_int8())?;
+    let metadata = [("kiln.quantize", "int8".to_owned())];
+    let graph = quantize::int8(classifier.graph()?)?;
+    let path = trained.write(setting, model, &graph, &metadata, staged.path(), &files.onnx_int8())?;
+    let logits = |path: &Path, what: &str| {
+        let predictor = Predictor::open(setting.runtime, path, *options)?;
+        let what = format!("certify {} {what}", model.name);
+        anyhow::Ok(infer::predict(&predictor, dataset, &what, setting.quiet)?.logits)
+    };
+    let (fp32, int8) = (logits(&files.onnx(), "fp32")?, logits(&path, "int8")?);
+    let sizes = [byte_len(&files.onnx())?, byte_len(&path)?];
+    let agreement = Agreement::new(classifier.id2label(), dataset, [&fp32, &int8], sizes)?;
+    agreement
+        .gate("set export.quantize = \"none\"")
+        .with_context(|| format!("model {:?} is not quantised", model.name))?;
+
+    publish(&path, &files.onnx_int8())?;
+    store::write_json(&files.export_int8_json(), &agreement)?;
+    Ok(agreement)
+}
+
+/// A trained model, and what its exports are held against.
+struct Trained {
+    files: ModelDir,
+    classifier: Classifier,
+    dataset: Dataset,
+    options: Options,
+}
+
+impl Trained {
+    /// Loads a model of a run from its `model/`, and the validation part as it reads it.
+    fn load(setting: &Setting<'_>, model: &config::Model) -> Result<Trained> {
+        let Setting { run, config, snapshot, .. } = *setting;
+        let files = run.model(&model.name);
+        let classifier = Classifier::load(&files.model())?;
+        let tokenizer = Tokenizer::from_folder(&files.model())?;
+        infer::check_labels(&model.name, classifier.id2label(), snapshot)?;
+        let (threads, parts) = (model.train.threads, [Part::Validation]);
+        let encoding = snapshot.encode(&tokenizer, model.max_length, classifier.input_names(), &parts, threads)?;
+        let options =
+            Options { workers: config.infer.workers, max_tokens: config.infer.max_tokens, pad_id: tokenizer.pad_id() };
+        Ok(Trained { files, classifier, dataset: encoding.dataset(Part::Validation)?, options })
+    }
+
+    /// Writes a graph of the model into `folder`, which is to be dropped, under the name that it is to
+    /// have as `target`, so that it finds its tensors beside it; `more` metadata comes on top.
+    fn write(
+        &self,
+        setting: &Setting<'_>,
+        model: &config::Model,
+        graph: &Graph,
+        more: &[(&str, String)],
+        folder: &Path,
+        target: &Path,
+    ) -> Result<PathBuf> {
+        let Setting { run, config, snapshot, .. } = *setting;
+        let metadata = [
+            ("id2label", id2label(&self.classifier)),
+            ("kiln.experiment", run.experiment().name().into()),
+            ("kiln.run_num", run.run_num().to_string()),
+            ("kiln.model", model.name.clone()),
+            ("kiln.snapshot", snapshot.hash().into()),
+        ];
+        let path = folder.join(target.file_name().with_context(|| format!("{} has no name", target.display()))?);
+        let metadata = [metadata.as_slice(), more].concat();
+        onnx::write(graph, &model.name, config.export.opset, &metadata, &path, onnx::EXTERNAL_ABOVE)?;
+        Ok(path)
+    }
 }
 
 /// Holds what a model said of the test part against the weights in its `model/`, and writes
@@ -85,6 +146,35 @@ pub fn certify_test(setting: &Setting<'_>, model: &config::Model, tested: &Teste
         .with_context(|| format!("model {:?} on the test part", model.name))?;
     store::write_json(&files.test().join("certificate.json"), &certificate)?;
     Ok(Some(certificate))
+}
+
+/// Holds what a model's quantised export said of the test part against what its fp32 one said, and
+/// writes test/certificate.int8.json.
+///
+/// # Errors
+/// The user's, where the two part ([`Agreement::gate`]); what the file system says.
+pub fn certify_quantized_test(
+    setting: &Setting<'_>,
+    model: &config::Model,
+    tested: &Tested,
+    quantized: &Quantized,
+) -> Result<Agreement> {
+    let files = setting.run.model(&model.name);
+    let (logits, sizes) =
+        ([&*tested.logits, &*quantized.logits], [byte_len(&files.onnx())?, byte_len(&files.onnx_int8())?]);
+    let agreement = Agreement::new(&tested.predictor.id2label()?, &tested.dataset, logits, sizes)?;
+    let fix = format!("set export.quantize = \"none\" and remove {}", files.onnx_int8().display());
+    agreement.gate(&fix).with_context(|| format!("model {:?} on the test part", model.name))?;
+    store::write_json(&files.test().join("certificate.int8.json"), &agreement)?;
+    Ok(agreement)
+}
+
+/// The size of an ONNX file and of its tensors, where they lie beside it.
+fn byte_len(model: &Path) -> Result<u64> {
+    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
+    let data = model.with_added_extension("data");
+    let beside = if data.exists() { size(&data) } else { Ok(0) };
+    size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
 }
 
 /// The labels by id, as JSON.
@@ -151,11 +241,19 @@ mod tests {
         Classifier::scratch("bert", config.as_object().unwrap(), 1000, 0, &labels, None, seed).unwrap()
     }
 
-    fn write(classifier: &Classifier, folder: &Path) -> std::path::PathBuf {
-        let path = folder.join("model.onnx");
+    fn write(classifier: &Classifier, folder: &Path) -> PathBuf {
+        write_graph(classifier, classifier.graph().unwrap(), &folder.join("model.onnx"))
+    }
+
+    fn write_int8(classifier: &Classifier, folder: &Path) -> PathBuf {
+        let graph = quantize::int8(classifier.graph().unwrap()).unwrap();
+        write_graph(classifier, graph, &folder.join("model.int8.onnx"))
+    }
+
+    fn write_graph(classifier: &Classifier, graph: Graph, path: &Path) -> PathBuf {
         let metadata = [("id2label", id2label(classifier))];
-        onnx::write(&classifier.graph().unwrap(), "m", 12, &metadata, &path, onnx::EXTERNAL_ABOVE).unwrap();
-        path
+        onnx::write(&graph, "m", 12, &metadata, path, onnx::EXTERNAL_ABOVE).unwrap();
+        path.to_owned()
     }
 
     fn open(path: &Path) -> Predictor {
@@ -194,6 +292,46 @@ mod tests {
         assert_eq!(ops.get("Softmax"), Some(&1), "the last layer's, of one token a sequence: {ops:?}");
     }
 
+    /// What makes integers pay: no product is left in parts, and the bias goes with it.
+    #[test]
+    fn products_of_integers_fuse_in_every_layer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write_int8(&classifier(1), folder.path());
+        let ops = optimized_ops(runtime::ensure(false).unwrap(), &path).unwrap();
+        // Queries, keys and values read one tensor.
+        assert_eq!(ops.get("DynamicQuantizeLinear"), Some(&LAYERS), "{ops:?}");
+        assert_eq!(ops.get("MatMulIntegerToFloat"), Some(&(3 * LAYERS)), "{ops:?}");
+        assert_eq!(ops.get("DynamicQuantizeMatMul"), Some(&(3 * LAYERS)), "{ops:?}");
+        assert_eq!(ops.get("MatMulInteger"), None, "{ops:?}");
+        // The mask's and the residual ones, and those of three tables.
+        assert_eq!(ops.get("Add"), Some(&(3 * LAYERS + 2)), "{ops:?}");
+        assert_eq!(ops.get("Gelu"), Some(&LAYERS), "{ops:?}");
+        assert_eq!(ops.get("LayerNormalization"), Some(&(2 * LAYERS + 1)), "{ops:?}");
+    }
+
+    #[test]
+    fn a_quantised_model_agrees_with_its_own_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = dataset(folder.path());
+        let predict = |path: &Path| infer::predict(&open(path), &dataset, "", true).unwrap().logits;
+        let trained = classifier(1);
+        let (path, fp32) = (write_int8(&trained, folder.path()), write(&trained, folder.path()));
+        let sizes = [byte_len(&fp32).unwrap(), byte_len(&path).unwrap()];
+        let fp32 = predict(&fp32);
+        let compare = |int8: &[Vec<f32>]| Agreement::new(trained.id2label(), &dataset, [&fp32, int8], sizes).unwrap();
+
+        let same = compare(&predict(&path));
+        assert_eq!(same.examples, dataset.len());
+        let spread = fp32.iter().flatten().fold(0f32, |largest, logit| largest.max(logit.abs()));
+        assert!(same.max_abs_diff < f64::from(spread) / 10.0, "{same:?} of logits up to {spread}");
+        assert!(0.0 < same.mean_abs_diff && same.mean_abs_diff < same.max_abs_diff, "{same:?}");
+        assert!(same.bytes_int8 * 2 < same.bytes_fp32, "{same:?}");
+
+        let other = compare(&predict(&write_int8(&classifier(2), folder.path())));
+        assert!(other.max_abs_diff > 10.0 * same.max_abs_diff, "{other:?} after {same:?}");
+        assert!(other.gate("").is_err(), "{other:?}");
+    }
+
     #[test]
     fn a_model_is_certified_against_itself_alone() {
         let folder = tempfile::tempdir().unwrap();
@@ -201,8 +339,7 @@ mod tests {
         let trained = classifier(1);
         let certify = |exported: &Classifier| {
             let predictor = open(&write(exported, folder.path()));
-            let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
-            let logits = predictor.predict(&examples, &Progress::new("", 0, "", true)).unwrap().logits;
+            let logits = infer::predict(&predictor, &dataset, "", true).unwrap().logits;
             verify::certify(&trained, &predictor, &dataset, &logits, MAX_LENGTH, 500)
         };
 

@@ -8,7 +8,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use kiln_models::nn::{Attribute, Dim, Graph, Initializer, Node};
+use kiln_models::nn::{Attribute, Dim, ElementType, Graph, Initializer, Node};
 use prost::Message;
 
 use super::proto::*;
@@ -159,7 +159,11 @@ fn bytes(initializer: &Initializer) -> Result<Vec<u8>> {
 
 /// An initializer without its data.
 fn tensor(initializer: &Initializer) -> TensorProto {
-    let data_type = if initializer.is_i64() { DataType::Int64 } else { DataType::Float };
+    let data_type = match initializer.element_type() {
+        ElementType::I64 => DataType::Int64,
+        ElementType::F32 => DataType::Float,
+        ElementType::I8 => DataType::Int8,
+    };
     TensorProto {
         dims: initializer.dims.iter().map(|&dim| dim as i64).collect(),
         data_type: data_type.into(),

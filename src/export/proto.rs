@@ -111,6 +111,7 @@ pub struct TensorProto {
 pub enum DataType {
     Undefined = 0,
     Float = 1,
+    Int8 = 3,
     Int64 = 7,
 }
 

@@ -9,10 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-pub use predictor::{Options, Predictor};
+pub use predictor::{Options, Predictions, Predictor};
 pub use runtime::Runtime;
 
-use crate::config::{self, Config, Infer};
+use crate::config::{self, Config, Infer, Quantize};
 use crate::data::{Dataset, Example, Part, Row, Snapshot, Tokenizer, encode_texts};
 use crate::metrics::{self, Statistics, Throughput};
 use crate::progress::Progress;
@@ -43,17 +43,28 @@ pub struct Exported<'a> {
 }
 
 impl<'a> Exported<'a> {
-    /// Opens the ONNX file of a run's model, and the tokenizer in its `model/`.
+    /// Opens an ONNX file of a run's model, the fp32 one or the quantised one, and the tokenizer in its
+    /// `model/`.
     ///
     /// # Errors
-    /// The user's, where the run has no export of this model.
-    pub fn open(runtime: &Runtime, files: &ModelDir, model: &'a config::Model, infer: Infer) -> Result<Self> {
-        if !files.onnx().is_file() {
-            return Err(user_error!("{} is not there; make it with kiln export", files.onnx().display()));
+    /// The user's, where the run has no such export of this model.
+    pub fn open(
+        runtime: &Runtime,
+        files: &ModelDir,
+        model: &'a config::Model,
+        quantize: Quantize,
+        infer: Infer,
+    ) -> Result<Self> {
+        let (path, set) = match quantize {
+            Quantize::None => (files.onnx(), ""),
+            Quantize::Int8 => (files.onnx_int8(), " --set export.quantize=int8"),
+        };
+        if !path.is_file() {
+            return Err(user_error!("{} is not there; make it with kiln export{set}", path.display()));
         }
         let tokenizer = Tokenizer::from_folder(&files.model())?;
         let options = Options { workers: infer.workers, max_tokens: infer.max_tokens, pad_id: tokenizer.pad_id() };
-        let predictor = Predictor::open(runtime, &files.onnx(), options)?;
+        let predictor = Predictor::open(runtime, &path, options)?;
         Ok(Self { model, infer, tokenizer, predictor })
     }
 }
@@ -70,6 +81,14 @@ pub struct Tested {
     pub predictor: Predictor,
 }
 
+/// What [`test_quantized`] found.
+pub struct Quantized {
+    /// The content of test/statistics.int8.json.
+    pub statistics: Statistics,
+    /// The quantised model's logits for the test part, by row.
+    pub logits: Vec<Vec<f32>>,
+}
+
 /// Runs a model's ONNX file on the test part and writes what it makes of it into `test/`:
 /// predictions.parquet, confusion.png and statistics.json.
 ///
@@ -79,7 +98,7 @@ pub struct Tested {
 pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested> {
     let (files, snapshot, name) = (setting.run.model(&model.name), setting.snapshot, &model.name);
     let Exported { infer, tokenizer, predictor, .. } =
-        Exported::open(setting.runtime, &files, model, setting.config.infer)?;
+        Exported::open(setting.runtime, &files, model, Quantize::None, setting.config.infer)?;
     let labels = predictor.id2label()?;
     check_labels(name, &labels, snapshot)?;
     let rows = snapshot.rows(Part::Test)?;
@@ -88,24 +107,54 @@ pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested
         .dataset(Part::Test)?;
     ensure!(rows.len() == dataset.len(), "the test part has {} rows, and {} encoded", rows.len(), dataset.len());
 
-    let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
-    let progress = Progress::new(&format!("test {name}"), dataset.len() as u64, "row", setting.quiet);
-    let predictions = predictor.predict(&examples, &progress)?;
-    progress.finish();
-
-    let label = |i| dataset.label(i).with_context(|| format!("row {i} of the test part has no label"));
-    let truth: Vec<u32> = (0..dataset.len()).map(label).collect::<Result<_>>()?;
-    let predicted: Vec<u32> = predictions.logits.iter().map(|logits| metrics::argmax(logits)).collect::<Result<_>>()?;
-    let losses = predictions.logits.iter().zip(&truth).map(|(logits, &label)| metrics::cross_entropy(logits, label));
-    let loss = losses.sum::<f64>() / truth.len().max(1) as f64;
-    let mut statistics = metrics::statistics(&labels, &truth, &predicted, Some(loss));
-    statistics.throughput = Some(predictions.throughput);
-
+    let predictions = predict(&predictor, &dataset, &format!("test {name}"), setting.quiet)?;
+    let (truth, predicted, statistics) = judge(&labels, &dataset, &predictions)?;
     let test = files.test();
     predictions::write(&test.join("predictions.parquet"), &labels, &rows, &predictions.logits)?;
     report::confusion(&metrics::confusion(labels.len(), &truth, &predicted), &labels, &test.join("confusion.png"))?;
     store::write_json(&test.join("statistics.json"), &statistics)?;
     Ok(Tested { statistics, dataset, logits: predictions.logits, predictor })
+}
+
+/// Runs a model's quantised ONNX file, where there is one, on the test part that [`test_model`] read,
+/// and writes test/statistics.int8.json.
+///
+/// # Errors
+/// As [`test_model`]'s.
+pub fn test_quantized(setting: &Setting<'_>, model: &config::Model, tested: &Tested) -> Result<Option<Quantized>> {
+    let files = setting.run.model(&model.name);
+    if !files.onnx_int8().is_file() {
+        return Ok(None);
+    }
+    let predictor = Predictor::open(setting.runtime, &files.onnx_int8(), tested.predictor.options())?;
+    let (labels, dataset) = (predictor.id2label()?, &tested.dataset);
+    check_labels(&model.name, &labels, setting.snapshot)?;
+    let predictions = predict(&predictor, dataset, &format!("test {} int8", model.name), setting.quiet)?;
+    let (.., statistics) = judge(&labels, dataset, &predictions)?;
+    store::write_json(&files.test().join("statistics.int8.json"), &statistics)?;
+    Ok(Some(Quantized { statistics, logits: predictions.logits }))
+}
+
+/// What a model says of every row of a part.
+pub(crate) fn predict(predictor: &Predictor, dataset: &Dataset, what: &str, quiet: bool) -> Result<Predictions> {
+    let examples: Vec<_> = (0..dataset.len()).map(|i| dataset.example(i)).collect();
+    let progress = Progress::new(what, dataset.len() as u64, "row", quiet);
+    let predictions = predictor.predict(&examples, &progress)?;
+    progress.finish();
+    Ok(predictions)
+}
+
+/// The labels of the test part, a model's predictions of them, and the figures of both.
+fn judge(labels: &[String], dataset: &Dataset, predictions: &Predictions) -> Result<(Vec<u32>, Vec<u32>, Statistics)> {
+    let Predictions { logits, throughput } = predictions;
+    let label = |i| dataset.label(i).with_context(|| format!("row {i} of the test part has no label"));
+    let truth: Vec<u32> = (0..dataset.len()).map(label).collect::<Result<_>>()?;
+    let predicted: Vec<u32> = logits.iter().map(|logits| metrics::argmax(logits)).collect::<Result<_>>()?;
+    let losses = logits.iter().zip(&truth).map(|(logits, &label)| metrics::cross_entropy(logits, label));
+    let loss = losses.sum::<f64>() / truth.len().max(1) as f64;
+    let mut statistics = metrics::statistics(labels, &truth, &predicted, Some(loss));
+    statistics.throughput = Some(*throughput);
+    Ok((truth, predicted, statistics))
 }
 
 /// Predicts rows, which need no label, and writes them to `output` as a predictions.parquet.

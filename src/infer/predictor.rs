@@ -99,6 +99,11 @@ impl Predictor {
         })
     }
 
+    /// How it runs.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
     /// The model's input columns, in its order.
     pub fn input_names(&self) -> Vec<&str> {
         self.session.inputs().iter().map(|input| input.name()).collect()

@@ -207,6 +207,16 @@ impl ModelDir {
         self.dir.join("export.json")
     }
 
+    /// The exported model on 8-bit integers.
+    pub fn onnx_int8(&self) -> PathBuf {
+        self.dir.join("model.int8.onnx")
+    }
+
+    /// Its certificate.
+    pub fn export_int8_json(&self) -> PathBuf {
+        self.dir.join("export.int8.json")
+    }
+
     /// What happened at each step and evaluation.
     pub fn metrics_jsonl(&self) -> PathBuf {
         self.dir.join("metrics.jsonl")
