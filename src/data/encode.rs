@@ -172,25 +172,40 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&self, rows: &[(&str, Option<&str>)]) -> Result<Vec<Encoded>> {
-        self.pool.install(|| rows.par_iter().map(|&(text, pair)| self.encode_one(text, pair)).collect())
+        let encode = |&(text, pair): &(&str, Option<&str>)| Ok(encode(&self.truncating, text, pair)?.into());
+        self.pool.install(|| rows.par_iter().map(encode).collect())
     }
 
-    fn encode_one(&self, text: &str, pair: Option<&str>) -> Result<Encoded> {
-        let encoding = encode(&self.truncating, text, pair)?;
-        Ok(Encoded {
+    /// As [`encode`](Self::encode), each with its number of tokens before truncation.
+    fn encode_and_measure(&self, rows: &[(&str, Option<&str>)]) -> Result<Vec<(Encoded, usize)>> {
+        let whole = &self.tokenizer.inner;
+        let encode = |&(text, pair): &(&str, Option<&str>)| match pair {
+            // Tokenized once and cut afterwards: what is cut off has to be counted too.
+            None => {
+                let encoding = whole.encode_fast(text, false).map_err(|e| cannot_encode(text, e))?;
+                let length = encoding.len() + self.tokenizer.added_tokens(false);
+                let encoding =
+                    self.truncating.post_process(encoding, None, true).map_err(|e| cannot_encode(text, e))?;
+                Ok((encoding.into(), length))
+            }
+            // How a pair is cut depends on how far each text was read, so it is left to `encode`.
+            Some(_) => {
+                let encoding = encode(&self.truncating, text, pair)?;
+                let is_full = encoding.len() == self.max_length;
+                let length = if is_full { encode(whole, text, pair)?.len() } else { encoding.len() };
+                Ok((encoding.into(), length))
+            }
+        };
+        self.pool.install(|| rows.par_iter().map(encode).collect())
+    }
+}
+
+impl From<tokenizers::Encoding> for Encoded {
+    fn from(encoding: tokenizers::Encoding) -> Self {
+        Encoded {
             input_ids: encoding.get_ids().iter().map(|&id| id as i32).collect(),
             token_type_ids: encoding.get_type_ids().iter().map(|&id| id as i8).collect(),
-        })
-    }
-
-    /// Tokens of each row before truncation. The truncating tokenizer stops where a text is full, so
-    /// that rows which may be cut are encoded once more.
-    fn lengths(&self, rows: &[(&str, Option<&str>)], encoded: &[Encoded]) -> Result<Vec<usize>> {
-        let length = |(&(text, pair), encoded): (&(&str, Option<&str>), &Encoded)| match encoded.input_ids.len() {
-            full if full == self.max_length => Ok(encode(&self.tokenizer.inner, text, pair)?.len()),
-            length => Ok(length),
-        };
-        self.pool.install(|| rows.par_iter().zip(encoded).map(length).collect())
+        }
     }
 }
 
@@ -199,7 +214,11 @@ fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, pair: Option<&str>) -> 
         Some(pair) => tokenizer.encode_fast((text, pair), true),
         None => tokenizer.encode_fast(text, true),
     };
-    encoding.map_err(|e| anyhow!("the tokenizer fails on {:?}…: {e}", text.chars().take(40).collect::<String>()))
+    encoding.map_err(|e| cannot_encode(text, e))
+}
+
+fn cannot_encode(text: &str, error: tokenizers::Error) -> anyhow::Error {
+    anyhow!("the tokenizer fails on {:?}…: {error}", text.chars().take(40).collect::<String>())
 }
 
 /// One part on its way into its folder.
@@ -231,8 +250,8 @@ impl PartEncoder<'_> {
         // Enough rows at once to keep the threads busy, few enough to hold.
         for rows in rows.chunks(16 * BATCH) {
             let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
-            let encoded = encoder.encode(&texts)?;
-            lengths.extend(encoder.lengths(&texts, &encoded)?);
+            let (encoded, whole): (Vec<_>, Vec<_>) = encoder.encode_and_measure(&texts)?.into_iter().unzip();
+            lengths.extend(whole);
             let labels = rows.iter().map(|row| id_of(row.label.as_deref())).collect::<Result<Vec<_>>>()?;
             for (encoded, labels) in encoded.chunks(BATCH).zip(labels.chunks(BATCH)) {
                 let batch = RecordBatch::try_new(schema.clone(), self.columns(encoded, labels)?)?;
@@ -368,7 +387,8 @@ mod tests {
         for rows in [singles, pairs] {
             let encoded = encode_texts(&tokenizer, &rows, 50, 2).unwrap();
             let encoder = Encoder::new(&tokenizer, 50, rows[0].1.is_some(), 2).unwrap();
-            let lengths = encoder.lengths(&rows, &encoded).unwrap();
+            let (measured, lengths): (Vec<_>, Vec<_>) = encoder.encode_and_measure(&rows).unwrap().into_iter().unzip();
+            assert_eq!(measured, encoded);
             for ((&(text, pair), encoded), length) in rows.iter().zip(&encoded).zip(&lengths) {
                 let wanted = encode(&truncating, text, pair).unwrap();
                 assert_eq!(wanted.get_ids().iter().map(|&id| id as i32).collect::<Vec<_>>(), encoded.input_ids);
