@@ -104,7 +104,7 @@ unsafe fn product(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, start: Start
         });
         // SAFETY: the chunks cover it, and each was written.
         let panels = unsafe { cpu::assume_init_mut(&mut panels) };
-        let share = threads::share(a.rows, 1).next_multiple_of(tile_rows);
+        let share = threads::share(a.rows, ROWS).next_multiple_of(tile_rows);
         c.par_chunks_mut(share * columns).enumerate().for_each(|(i, c)| {
             let (first, rows) = (i * share, c.len() / columns);
             let c = c.as_mut_ptr().cast::<f32>();

@@ -37,9 +37,10 @@ pub(crate) fn install<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     }
 }
 
-/// How many of `items` each thread takes where all take about the same: at least `least`.
+/// How many of `items` make a task, where all take about the same time: at least `least`. There are
+/// some for each thread: one that the machine holds up leaves its last ones to the others.
 pub(crate) fn share(items: usize, least: usize) -> usize {
-    items.div_ceil(rayon::current_num_threads()).max(least).max(1)
+    items.div_ceil(4 * rayon::current_num_threads()).max(least).max(1)
 }
 
 #[cfg(test)]
