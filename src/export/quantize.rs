@@ -30,15 +30,16 @@ const WEIGHT: f32 = 63.0;
 /// The largest element of a table as an integer: nothing multiplies those but their scale.
 const TABLE: f32 = 127.0;
 
-/// Tables of fewer elements stay as they are: there is nothing to gain.
+/// Tables, and weights for few rows, of fewer elements stay as they are: there is nothing to gain.
 const TABLE_FROM: usize = 1 << 14;
 
 /// The attribute of a `Cast` to f32: `TensorProto.FLOAT`.
 const TO_F32: (&str, Attribute) = ("to", Attribute::Int(1));
 
 /// Rewrites a graph so that each `MatMul` by a weight multiplies integers, and each large table that a
-/// `Gather` reads holds them. All else stays as it is; so does `Gemm`, which reads one row an example:
-/// the pooler and the classifier take no time to speak of, and decide most directly.
+/// `Gather` reads holds them. So does each large weight of a `Gemm`, but its product stays in fp32: it
+/// reads one row an example, takes no time to speak of, and decides most directly. All else stays as
+/// it is.
 ///
 /// # Errors
 /// A weight that is not finite.
@@ -49,13 +50,16 @@ pub fn int8(mut graph: Graph) -> Result<Graph> {
         let large = |table: &&Initializer| table.dims.iter().product::<usize>() >= TABLE_FROM;
         let quantized = match (node.op_type, &node.inputs[..]) {
             ("MatMul", [_, weight]) => matrix(weight).map(Matrix::of_columns).transpose()?,
-            ("Gather", [table, _]) => matrix(table).filter(large).map(Matrix::of_rows).transpose()?,
+            ("Gather", [table, _]) | ("Gemm", [_, table, ..]) => {
+                matrix(table).filter(large).map(Matrix::of_rows).transpose()?
+            }
             _ => None,
         };
-        match quantized {
-            None => graph.nodes.push(node),
-            Some(weight) if node.op_type == "MatMul" => product(&mut graph, node, weight, &mut activations),
-            Some(table) => gather(&mut graph, node, table),
+        match (quantized, node.op_type) {
+            (None, _) => graph.nodes.push(node),
+            (Some(weight), "MatMul") => product(&mut graph, node, weight, &mut activations),
+            (Some(weight), "Gemm") => few_rows(&mut graph, node, weight),
+            (Some(table), _) => gather(&mut graph, node, table),
         }
     }
     let used: BTreeSet<&String> = graph.nodes.iter().flat_map(|node| &node.inputs).collect();
@@ -78,6 +82,14 @@ fn product(graph: &mut Graph, node: Node, weight: Matrix, activations: &mut BTre
     let scales = graph.node("Mul", &[&format!("{q}_scale"), &scales], &[]);
     graph.node("Mul", &[&y, &scales], &[]);
     name_outputs(graph, node.outputs);
+}
+
+/// `x W + b` → `x (W' · scales of W) + b`: ONNX Runtime multiplies the weight out when it opens the model.
+fn few_rows(graph: &mut Graph, mut node: Node, weight: Matrix) {
+    let [values, scales] = weight.write(graph);
+    let values = graph.node("Cast", &[&values], &[TO_F32]);
+    node.inputs[1] = graph.node("Mul", &[&values, &scales], &[]);
+    graph.nodes.push(node);
 }
 
 /// `T[ids]` → `T'[ids] · scales of T[ids]`
