@@ -1,12 +1,14 @@
 //! BERT for sequence classification (Devlin et al., 2018), with the semantics of transformers'
 //! `BertForSequenceClassification`: a pooler on the first token, dropout, a linear classifier.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::nn::{
     Attention, Builder, Dropout, Embedding, Init, Inputs, LayerNorm, Linear, Sequences, Tensor, embed, first_token,
-    gelu, tanh,
+    gelu, recompute, tanh,
 };
 use crate::{Architecture, Error, Model, Result, num_labels};
 
@@ -192,7 +194,7 @@ impl Layer {
 
 struct Bert {
     embeddings: Embeddings,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     pooler: Linear,
     dropout: Dropout,
     classifier: Linear,
@@ -202,7 +204,9 @@ impl Bert {
     fn new(config: &Config, num_labels: usize, b: &Builder) -> Result<Self> {
         let init = Init::Normal(config.initializer_range);
         let (bert, size, depth) = (b.scope("bert"), config.hidden_size, config.num_hidden_layers);
-        let layer = |i: usize| Layer::new(config, &bert.scope("encoder").scope(&format!("layer.{i}")).depth(i + 1));
+        let layer = |i: usize| {
+            Layer::new(config, &bert.scope("encoder").scope(&format!("layer.{i}")).depth(i + 1)).map(Arc::new)
+        };
         Ok(Self {
             embeddings: Embeddings::new(config, &bert.scope("embeddings").depth(0))?,
             layers: (0..depth).map(layer).collect::<Result<_>>()?,
@@ -219,7 +223,7 @@ impl Model for Bert {
         let mut x = self.embeddings.forward(inputs)?;
         inputs.hidden_state(&x);
         for layer in &self.layers {
-            x = layer.forward(&x, sequences)?;
+            x = recompute(layer, &x, sequences, Layer::forward)?;
             inputs.hidden_state(&x);
         }
         let pooled = tanh(&self.pooler.forward(&first_token(&x, sequences)?)?)?; // [sequences, hidden_size]

@@ -4,7 +4,7 @@
 use kiln_kernels::{Packing, dropout};
 
 use super::op::apply;
-use super::{Data, Gradients, Graph, Op, Sequences, Shape, Symbol, Tensor};
+use super::{Cost, Data, Gradients, Graph, Op, Place, Sequences, Shape, Symbol, Tensor};
 use crate::Result;
 
 /// A dropout of one site of the model.
@@ -73,5 +73,9 @@ impl Op for Drop {
 
     fn onnx(&self, _: &mut Graph, xs: &[&Symbol]) -> Result<String> {
         Ok(xs[0].name.clone()) // nothing is dropped at inference
+    }
+
+    fn cost(&self, _: &[&[usize]]) -> Cost {
+        Cost { gradients: &[Place::New], ..Cost::default() }
     }
 }
