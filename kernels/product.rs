@@ -1,8 +1,9 @@
-//! Matrix products: `b` is packed once into panels as wide as a register tile, which all threads
-//! read, and each thread runs its own rows of `a` against them (Goto and van de Geijn 2008).
+//! Matrix products: for some terms of the sum at a time, `b` is packed into panels as wide as a
+//! register tile, which all threads read, and each thread runs its own rows of `a` against them (Goto
+//! and van de Geijn 2008).
 //!
-//! The sum over `k` goes in the same blocks whatever the number of rows and threads: an element has
-//! the same bits in any batch.
+//! The terms go in the same blocks whatever the number of rows and threads: an element has the same
+//! bits in any batch.
 use crate::{
     cpu, simd, threads,
     tile::{self, Start},
@@ -10,9 +11,9 @@ use crate::{
 use rayon::prelude::*;
 use std::{cell::RefCell, mem::MaybeUninit};
 
-/// Terms that are summed before the next panel of `b` is taken: a tile's rows of `a` stay in the
-/// first-level cache meanwhile, a panel of `b` in the second.
-const TERMS: usize = 512;
+/// Terms that are packed at a time: a tile's rows of `a` stay in the first-level cache meanwhile, a
+/// panel of `b` in the second.
+pub(crate) const TERMS: usize = 512;
 /// Rows of `a` that meet a panel of `b` one after another.
 const ROWS: usize = 96;
 /// Rows this many bytes apart fall on the same lines of a first-level cache.
@@ -93,26 +94,26 @@ unsafe fn product(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, start: Start
         return;
     }
     let (tile_rows, width) = tile::shape();
-    let start = Shared(start);
-    let (columns, blocks) = (b.columns, b.rows.div_ceil(TERMS));
+    let (bias, columns) = (Shared(start), b.columns);
+    let blocks = b.rows.div_ceil(TERMS);
     let terms = b.rows.div_ceil(blocks);
     let direct = a.column_stride == 1 && !(a.row_stride * size_of::<f32>()).is_multiple_of(ALIAS);
-    let mut panels = cpu::uninit(b.rows * columns); // one after another, each [b.rows, its width]
-    threads::install(|| {
-        panels.par_chunks_mut(b.rows * width).enumerate().for_each(|(i, panel)| {
-            pack(panel, b.at(0, i * width), b.column_stride, b.row_stride, b.rows);
-        });
-        // SAFETY: the chunks cover it, and each was written.
-        let panels = unsafe { cpu::assume_init_mut(&mut panels) };
-        let share = threads::share(a.rows, ROWS).next_multiple_of(tile_rows);
-        c.par_chunks_mut(share * columns).enumerate().for_each(|(i, c)| {
-            let (first, rows) = (i * share, c.len() / columns);
-            let c = c.as_mut_ptr().cast::<f32>();
-            for term in (0..blocks).map(|block| block * terms) {
-                let k = terms.min(b.rows - term);
+    let step = if direct { ROWS } else { tile_rows };
+    let mut panels = cpu::uninit(terms * columns); // one after another, each [terms, its width]
+    for term in (0..blocks).map(|block| block * terms) {
+        let k = terms.min(b.rows - term);
+        threads::install(|| {
+            panels[..k * columns].par_chunks_mut(k * width).enumerate().for_each(|(i, panel)| {
+                pack(panel, b.at(term, i * width), b.column_stride, b.row_stride, k);
+            });
+            // SAFETY: the chunks cover it, and each was written.
+            let panels = unsafe { cpu::assume_init_mut(&mut panels[..k * columns]) };
+            let share = threads::share(a.rows, ROWS).next_multiple_of(tile_rows);
+            c.par_chunks_mut(share * columns).enumerate().for_each(|(i, c)| {
+                let (first, rows) = (i * share, c.len() / columns);
+                let c = c.as_mut_ptr().cast::<f32>();
                 for block in (0..rows).step_by(ROWS) {
                     let block = block..(block + ROWS).min(rows);
-                    let step = if direct { ROWS } else { tile_rows };
                     let tiles = block.clone().step_by(step).map(|row| (row, step.min(block.end - row)));
                     PACKED.with_borrow_mut(|packed| {
                         packed.resize(ROWS * terms, 0.0);
@@ -124,9 +125,9 @@ unsafe fn product(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, start: Start
                                 pack(to, a.at(first + row, term), a.row_stride, a.column_stride, k);
                             }
                         }
-                        for (i, panel) in panels.chunks(b.rows * width).enumerate() {
+                        for (i, panel) in panels.chunks(k * width).enumerate() {
                             let n = width.min(columns - i * width);
-                            let start = match { start }.0 {
+                            let start = match { bias }.0 {
                                 _ if term > 0 => Start::Sum,
                                 // SAFETY: the row has as many elements as b has columns.
                                 Start::Row(row) => Start::Row(unsafe { row.add(i * width) }),
@@ -141,16 +142,16 @@ unsafe fn product(c: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, start: Start
                                 // has these rows of c, and what they were summed to is initialised.
                                 unsafe {
                                     let c = c.add(row * columns + i * width);
-                                    let (a, b, b_row, c_row) = (a.as_ptr(), panel.as_ptr().add(term * n), n, columns);
+                                    let (a, b, b_row, c_row) = (a.as_ptr(), panel.as_ptr(), n, columns);
                                     tile::Product { m, n, k, a, a_row, a_column, b, b_row, c, c_row, start }.run();
                                 }
                             }
                         }
                     });
                 }
-            }
+            });
         });
-    });
+    }
 }
 
 simd::vectorized! {

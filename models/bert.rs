@@ -1,12 +1,14 @@
 //! BERT for sequence classification (Devlin et al., 2018), with the semantics of transformers'
 //! `BertForSequenceClassification`: a pooler on the first token, dropout, a linear classifier.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::nn::{
     Attention, Builder, Dropout, Embedding, Init, Inputs, LayerNorm, Linear, Sequences, Tensor, embed, first_token,
-    gelu, tanh,
+    gelu, recompute, tanh,
 };
 use crate::{Architecture, Error, Model, Result, num_labels};
 
@@ -181,8 +183,18 @@ impl Layer {
         })
     }
 
-    /// `x` `[tokens, hidden_size]`; `rows` is the same, or the rows of it that are wanted → their shape.
-    fn forward(&self, x: &Tensor, rows: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+    /// `[tokens, hidden_size]` to the same.
+    fn forward(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        self.rows(x, x, sequences)
+    }
+
+    /// `[tokens, hidden_size]` to each sequence's first row of [`forward`](Self::forward).
+    fn first_tokens(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        self.rows(x, &first_token(x, sequences)?, sequences)
+    }
+
+    /// What becomes of some `rows` of `x`.
+    fn rows(&self, x: &Tensor, rows: &Tensor, sequences: &Sequences) -> Result<Tensor> {
         let (q, k, v) = (self.query.forward(rows)?, self.key.forward(x)?, self.value.forward(x)?);
         let attended = self.attention_output.forward(&self.attention.forward(&q, &k, &v, sequences)?)?;
         let x = self.attention_norm.residual(&attended, rows, &self.dropout[0], sequences)?;
@@ -193,7 +205,7 @@ impl Layer {
 
 struct Bert {
     embeddings: Embeddings,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     pooler: Linear,
     dropout: Dropout,
     classifier: Linear,
@@ -203,7 +215,9 @@ impl Bert {
     fn new(config: &Config, num_labels: usize, b: &Builder) -> Result<Self> {
         let init = Init::Normal(config.initializer_range);
         let (bert, size, depth) = (b.scope("bert"), config.hidden_size, config.num_hidden_layers);
-        let layer = |i: usize| Layer::new(config, &bert.scope("encoder").scope(&format!("layer.{i}")).depth(i + 1));
+        let layer = |i: usize| {
+            Layer::new(config, &bert.scope("encoder").scope(&format!("layer.{i}")).depth(i + 1)).map(Arc::new)
+        };
         Ok(Self {
             embeddings: Embeddings::new(config, &bert.scope("embeddings").depth(0))?,
             layers: (0..depth).map(layer).collect::<Result<_>>()?,
@@ -221,9 +235,9 @@ impl Model for Bert {
         inputs.hidden_state(&x);
         let shows_all = inputs.keeps_hidden_states();
         for (i, layer) in self.layers.iter().enumerate() {
-            // Only first tokens are pooled: unless it is to be shown, the last layer makes no other row.
-            let rows = if shows_all || i + 1 < self.layers.len() { x.clone() } else { first_token(&x, sequences)? };
-            x = layer.forward(&x, &rows, sequences)?;
+            // Only first tokens are pooled: unless all are to be shown, the last layer makes no other row.
+            let all = shows_all || i + 1 < self.layers.len();
+            x = recompute(layer, &x, sequences, if all { Layer::forward } else { Layer::first_tokens })?;
             inputs.hidden_state(&x);
         }
         let first = if shows_all { first_token(&x, sequences)? } else { x };

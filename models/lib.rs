@@ -2,8 +2,9 @@
 //!
 //! One architecture is one file (see [`bert`]) and one line of [`ARCHITECTURES`]. A model is built
 //! from a parsed `config.json` by declaring its parameters to a [`nn::Builder`]; its `forward` is
-//! read twice: on packed batches it computes and records a tape ([`nn::Tape`]), and on symbols it
-//! writes the graph that is exported ([`capture`]). This crate sees no file path, rank or device flag.
+//! read three times: on packed batches it computes and records a tape ([`nn::Tape`]), on symbols it
+//! writes the graph that is exported ([`capture`]), and on sizes it says what a batch will cost
+//! ([`plan`]). This crate sees no file path, rank or device flag.
 //!
 //! ```
 //! use kiln_models::nn::{Inputs, Mode, Packing};
@@ -31,7 +32,7 @@
 pub mod bert;
 pub mod nn;
 
-use nn::{Builder, Graph, Inputs, Parameters, Tensor};
+use nn::{Builder, Graph, Inputs, Mode, Packing, Parameters, Plan, Tensor};
 use serde_json::{Map, Value as Json};
 
 /// A parsed `config.json`.
@@ -142,13 +143,24 @@ pub struct Built {
 /// # Errors
 /// An unknown `model_type`, or a config that the architecture cannot follow.
 pub fn build(config: &Config, seed: u64) -> Result<Built> {
+    build_by(config, |builder| builder.finish(seed))
+}
+
+/// The model that `config` describes without values: to be captured or planned, not computed.
+///
+/// # Errors
+/// As [`build`]'s.
+pub fn declare(config: &Config) -> Result<Built> {
+    build_by(config, |builder| Ok(builder.declared()))
+}
+
+fn build_by(config: &Config, finish: impl FnOnce(Builder) -> Result<Parameters>) -> Result<Built> {
     let model_type =
         config.get("model_type").and_then(Json::as_str).ok_or_else(|| Error::Config("model_type is missing".into()))?;
     let architecture = architecture(model_type)?;
     let builder = Builder::new();
     let model = (architecture.build)(config, &builder)?;
-    let parameters = builder.finish(seed)?;
-    Ok(Built { architecture, model, parameters })
+    Ok(Built { architecture, model, parameters: finish(builder)? })
 }
 
 /// Reads `forward` once on symbols: the model as an ONNX graph with symbolic `batch` and `sequence`.
@@ -158,6 +170,15 @@ pub fn build(config: &Config, seed: u64) -> Result<Built> {
 pub fn capture(built: &Built, config: &Config) -> Result<Graph> {
     let max_positions = (built.architecture.max_positions)(config)?;
     nn::capture(built.architecture.inputs, max_positions, |inputs| built.model.forward(inputs))
+}
+
+/// Reads `forward` once on sizes: what a batch of sequences as `packing` has them will cost, in training
+/// with its backward.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn plan(built: &Built, packing: Packing, mode: Mode, recompute: bool) -> Result<Plan> {
+    nn::plan(built.architecture.inputs, packing, mode, recompute, |inputs| built.model.forward(inputs))
 }
 
 /// The keys that a config struct reads, from its defaults.

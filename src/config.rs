@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use load::hex;
-pub use load::{Overrides, QUICKSTART, ROOT, available_threads};
+pub use load::{Overrides, QUICKSTART, ROOT, available_memory, available_threads};
 pub use problem::ConfigError;
 
 /// One experiment: what is trained, on what, and how it is judged.
@@ -242,6 +242,9 @@ pub struct Train {
     pub early_stopping_patience: usize,
     /// CPU threads.
     pub threads: usize,
+    /// Layers keep their input alone for backward and are computed again there: less memory, more time.
+    #[serde(default)] // runs from before there was this key
+    pub recompute: bool,
     /// An earlier run's model to start from, as `experiment/run_num/model`.
     pub init_from: Option<String>,
 }

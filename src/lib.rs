@@ -33,6 +33,7 @@ pub mod pretrained;
 pub mod progress;
 pub mod report;
 pub mod store;
+mod tensors;
 pub mod track;
 pub mod train;
 

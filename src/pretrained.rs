@@ -1,21 +1,17 @@
 //! Hugging Face folders: config.json and model.safetensors, read into a model and written back so
 //! that transformers loads them.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use kiln_models::nn::{Graph, Inputs, LoadReport, Mode, NamedTensor, Packing, Parameter, Tensor};
 use kiln_models::{Built, Config as ModelConfig};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Map, Value as Json, json};
 
 pub use crate::data::Example;
 use crate::error::UserError;
 use crate::store;
+use crate::tensors::{self, Stored, TensorFile};
 use crate::user_error;
 
 /// A sequence classifier with its labels.
@@ -84,24 +80,8 @@ impl Classifier {
         Self::fresh(config, labels, dropout, seed)
     }
 
-    fn fresh(mut config: ModelConfig, labels: &[String], dropout: Option<f64>, seed: u64) -> Result<Self> {
-        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
-        let architecture = kiln_models::architecture(model_type).map_err(|e| UserError(e.into()))?;
-        for key in dropout.iter().flat_map(|_| architecture.dropout_keys) {
-            config.insert((*key).into(), dropout.into());
-        }
-        let ids = labels.iter().enumerate();
-        config.insert("architectures".into(), json!([architecture.class_name]));
-        config.insert(
-            "id2label".into(),
-            ids.clone().map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into(),
-        );
-        config.insert("label2id".into(), ids.map(|(i, label)| (label.clone(), json!(i))).collect::<Map<_, _>>().into());
-        config.insert("problem_type".into(), "single_label_classification".into());
-        config.remove("num_labels");
-        config.remove("torch_dtype"); // transformers 4's name
-        config.insert("dtype".into(), "float32".into());
-        Self::build(config, labels.to_vec(), seed)
+    fn fresh(config: ModelConfig, labels: &[String], dropout: Option<f64>, seed: u64) -> Result<Self> {
+        Self::build(fine_tuned(config, labels, dropout)?, labels.to_vec(), seed)
     }
 
     fn build(config: ModelConfig, id2label: Vec<String>, seed: u64) -> Result<Self> {
@@ -115,13 +95,12 @@ impl Classifier {
     /// A file that is not safetensors, or a tensor whose shape does not fit.
     pub fn load_weights(&self, file: &Path) -> Result<LoadReport> {
         let read = || -> Result<LoadReport> {
-            let map = map(file)?;
-            let tensors = SafeTensors::deserialize(&map)?;
-            let names: Vec<String> = tensors.names().into_iter().map(str::to_owned).collect();
-            self.built.parameters.load(self.built.architecture.base_prefix, &names, |name| {
-                let view = tensors.tensor(name)?;
-                let data = to_f32(view.dtype(), view.data()).with_context(|| format!("tensor {name:?}"))?;
-                anyhow::Ok(NamedTensor { shape: view.shape().to_vec(), data })
+            let tensors = TensorFile::open(file)?;
+            self.built.parameters.load(self.built.architecture.base_prefix, &tensors.names(), |name| {
+                let shape = tensors.info(name)?.shape.clone();
+                let mut data = Vec::with_capacity(shape.iter().product());
+                tensors.read(name, |piece| data.extend_from_slice(piece))?;
+                anyhow::Ok(NamedTensor { shape, data })
             })
         };
         read().with_context(|| file.display().to_string()).map_err(|e| UserError(e).into())
@@ -141,7 +120,11 @@ impl Classifier {
     /// # Errors
     /// What the file system says.
     pub fn save_weights(&self, file: &Path) -> Result<()> {
-        write_safetensors(file, self.built.parameters.iter().map(|p| (p.name().to_owned(), Stored::Parameter(p))))
+        let parameters = &self.built.parameters;
+        let values = parameters.values();
+        let stored =
+            |p| Stored { name: Parameter::name(p), shape: p.shape().to_vec(), buffer: &values, range: p.range() };
+        tensors::write(file, parameters.iter().map(stored).collect())
     }
 
     /// The forward, and the parameters it reads.
@@ -204,6 +187,36 @@ impl Classifier {
     }
 }
 
+/// A model as a training of it has it, without values: for what shows without them.
+///
+/// # Errors
+/// A config that the architecture cannot follow.
+pub fn declare(config: &ModelConfig, labels: &[String], dropout: Option<f64>) -> Result<Built> {
+    let config = fine_tuned(config.clone(), labels, dropout)?;
+    kiln_models::declare(&config).map_err(|e| UserError(e.into()).into())
+}
+
+/// The config.json of a model with these labels and this dropout.
+fn fine_tuned(mut config: ModelConfig, labels: &[String], dropout: Option<f64>) -> Result<ModelConfig> {
+    let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
+    let architecture = kiln_models::architecture(model_type).map_err(|e| UserError(e.into()))?;
+    for key in dropout.iter().flat_map(|_| architecture.dropout_keys) {
+        config.insert((*key).into(), dropout.into());
+    }
+    let ids = labels.iter().enumerate();
+    config.insert("architectures".into(), json!([architecture.class_name]));
+    config.insert(
+        "id2label".into(),
+        ids.clone().map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into(),
+    );
+    config.insert("label2id".into(), ids.map(|(i, label)| (label.clone(), json!(i))).collect::<Map<_, _>>().into());
+    config.insert("problem_type".into(), "single_label_classification".into());
+    config.remove("num_labels");
+    config.remove("torch_dtype"); // transformers 4's name
+    config.insert("dtype".into(), "float32".into());
+    Ok(config)
+}
+
 /// The rows of a `[rows, columns]` value.
 ///
 /// # Errors
@@ -228,78 +241,4 @@ fn id2label(config: &ModelConfig) -> Result<Vec<String>> {
     let table = config.get("id2label").and_then(Json::as_object).context("id2label is missing")?;
     let label = |i: usize| table.get(&i.to_string()).and_then(Json::as_str).map(str::to_owned);
     (0..table.len()).map(|i| label(i).with_context(|| format!("id2label has no label for {i}"))).collect()
-}
-
-/// Opens a file for reading through memory.
-pub(crate) fn map(file: &Path) -> Result<Mmap> {
-    let opened = File::open(file)?;
-    // SAFETY: the files of a run and of a model folder are replaced by rename, never written in place.
-    Ok(unsafe { Mmap::map(&opened)? })
-}
-
-/// Elements as f32.
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
-    let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16); // bf16 is the upper half of an f32
-    Ok(match dtype {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::BF16 => bytes.chunks_exact(2).map(|b| wide(u16::from_le_bytes([b[0], b[1]]))).collect(),
-        Dtype::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::F64 => bytes
-            .chunks_exact(8)
-            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
-            .collect(),
-        other => bail!("dtype {other:?} is not supported; F32, F16, BF16 and F64 are"),
-    })
-}
-
-/// What a safetensors file is written from.
-pub(crate) enum Stored<'a> {
-    /// A parameter's values.
-    Parameter(&'a Parameter),
-    /// A flat vector.
-    Flat(&'a [f32]),
-}
-
-impl Stored<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Parameter(parameter) => parameter.range().len(),
-            Self::Flat(values) => values.len(),
-        }
-    }
-}
-
-struct StoredView<'a>(Vec<usize>, Stored<'a>);
-
-impl View for StoredView<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.0
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        Cow::Owned(match &self.1 {
-            Stored::Parameter(parameter) => bytes(&parameter.to_vec()),
-            Stored::Flat(values) => bytes(values),
-        })
-    }
-    fn data_len(&self) -> usize {
-        self.1.len() * 4
-    }
-}
-
-/// Writes a safetensors file by temporary name, fsync and rename.
-pub(crate) fn write_safetensors<'a>(file: &Path, tensors: impl Iterator<Item = (String, Stored<'a>)>) -> Result<()> {
-    let views = tensors.map(|(name, stored)| {
-        let shape = match &stored {
-            Stored::Parameter(parameter) => parameter.shape().to_vec(),
-            Stored::Flat(values) => vec![values.len()],
-        };
-        (name, StoredView(shape, stored))
-    });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]); // transformers asks for it
-    let bytes = safetensors::serialize(views, Some(metadata)).with_context(|| file.display().to_string())?;
-    store::write_bytes(file, &bytes)
 }

@@ -6,7 +6,7 @@ use kiln_kernels::{Packing, attention};
 
 use super::inputs::SequencesKind;
 use super::op::apply;
-use super::{Attribute, Data, Dropout, Gradients, Graph, Op, Sequences, Shape, Symbol, Tensor};
+use super::{Attribute, Cost, Data, Dropout, Gradients, Graph, Op, Place, Sequences, Shape, Symbol, Tensor};
 use crate::{Error, Result};
 
 /// Attention of each token to all tokens of its sequence, head by head.
@@ -106,5 +106,25 @@ impl Op for Attend {
         let out = g.node("Transpose", &[&out], &[("perm", Attribute::Ints(vec![0, 2, 1, 3]))]);
         let join = if firsts { g.ints("join", &[0, heads * dim]) } else { g.ints("join", &[0, 0, heads * dim]) };
         Ok(g.node("Reshape", &[&out, &join], &[]))
+    }
+
+    fn cost(&self, xs: &[&[usize]]) -> Cost {
+        let [queries, hidden] = [xs[0][0], xs[0][1]];
+        let firsts = queries < xs[1][0]; // one query a sequence
+        let pairs = |span: &[u32]| u64::from(span[1] - span[0]).pow(if firsts { 1 } else { 2 });
+        let pairs: u64 = match &self.over {
+            Over::Packed(packing, _) => packing.offsets().windows(2).map(pairs).sum(),
+            Over::Mask(_) => 0,
+        };
+        let product = 2 * pairs * hidden as u64;
+        Cost {
+            forward_flops: 2 * product,
+            backward_flops: 4 * product, // the scores that are made again are not of the mathematics
+            keeps: &[0, 1, 2],
+            keeps_output: true,
+            saved_bytes: size_of::<f32>() * self.heads * queries, // log-sum-exp
+            gradients: &[Place::New; 3],
+            ..Cost::default()
+        }
     }
 }

@@ -4,7 +4,7 @@
 use kiln_kernels::{Packing, dropout};
 
 use super::op::apply;
-use super::{Data, Gradients, Graph, Op, Sequences, Shape, Symbol, Tensor};
+use super::{Cost, Data, Gradients, Graph, Op, Place, Sequences, Shape, Symbol, Tensor};
 use crate::Result;
 
 /// A dropout of one site of the model.
@@ -30,7 +30,7 @@ impl Dropout {
     /// What the kernel needs, where this forward drops anything.
     pub(super) fn kernel(&self, x: &Tensor, sequences: &Sequences) -> Result<Option<(kiln_kernels::Dropout, Packing)>> {
         match sequences.dropout(self) {
-            Some(dropout) => Ok(Some((dropout, sequences.packing(x.data()?.dims()[0])?.clone()))),
+            Some(dropout) => Ok(Some((dropout, sequences.packing(x.rows()?)?.clone()))),
             None => Ok(None),
         }
     }
@@ -58,5 +58,9 @@ impl Op for Drop {
 
     fn onnx(&self, _: &mut Graph, xs: &[&Symbol]) -> Result<String> {
         Ok(xs[0].name.clone()) // nothing is dropped at inference
+    }
+
+    fn cost(&self, _: &[&[usize]]) -> Cost {
+        Cost { gradients: &[Place::New], ..Cost::default() }
     }
 }

@@ -6,7 +6,7 @@ use kiln_kernels::embedding;
 use super::inputs::{Ids, IdsKind};
 use super::op::apply_at;
 use super::parameters::add_gradients;
-use super::{Attribute, Builder, Data, Dim, Gradients, Graph, Init, Op, Parameter, Shape, Symbol, Tensor};
+use super::{Attribute, Builder, Cost, Data, Dim, Gradients, Graph, Init, Op, Parameter, Shape, Symbol, Tensor};
 use crate::{Error, Result};
 
 /// A table of rows.
@@ -74,8 +74,12 @@ impl Op for Embed {
     }
 
     fn shape(&self, _: &[&Shape]) -> Result<Shape> {
-        let size = self.tables[0].0.shape()[1];
-        Ok(vec![Dim::Symbol("batch"), Dim::Symbol("sequence"), Dim::Fixed(size)])
+        let (table, ids) = &self.tables[0];
+        let size = Dim::Fixed(table.shape()[1]);
+        Ok(match ids {
+            IdsKind::Value(ids) => vec![Dim::Fixed(ids.len()), size],
+            IdsKind::Symbol { .. } => vec![Dim::Symbol("batch"), Dim::Symbol("sequence"), size],
+        })
     }
 
     fn onnx(&self, g: &mut Graph, _: &[&Symbol]) -> Result<String> {
@@ -92,5 +96,9 @@ impl Op for Embed {
             });
         }
         sum.ok_or_else(|| Error::Input("embed needs a table".into()))
+    }
+
+    fn cost(&self, _: &[&[usize]]) -> Cost {
+        Cost::default() // rows in and out
     }
 }

@@ -3,7 +3,7 @@
 use kiln_kernels::gelu as kernel;
 
 use super::op::apply;
-use super::{Data, Gradients, Graph, Op, Shape, Symbol, Tensor};
+use super::{Cost, Data, Gradients, Graph, Op, Place, Shape, Symbol, Tensor};
 use crate::Result;
 
 /// `x Φ(x)`, element by element.
@@ -40,5 +40,9 @@ impl Op for Gelu {
         let cdf = g.node("Add", &[&erf, &one], &[]);
         let product = g.node("Mul", &[x, &cdf], &[]);
         Ok(g.node("Mul", &[&product, &half], &[]))
+    }
+
+    fn cost(&self, _: &[&[usize]]) -> Cost {
+        Cost { keeps: &[0], gradients: &[Place::Output], ..Cost::default() }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kiln_kernels::Packing;
 
 use super::graph::{Attribute, InitializerData};
+use super::plan::Planner;
 use super::tensor::Origin;
 use super::{Dropout, Graph, Tape, Tensor};
 use crate::{Error, Result};
@@ -44,12 +45,15 @@ pub(super) enum IdsKind {
 
 /// The batch's sequences: packed one after another, or `[batch, sequence]` with an `attention_mask`.
 /// Attention, positions and pooling read them.
+#[derive(Clone)]
 pub struct Sequences {
     pub(super) kind: SequencesKind,
+    pub(super) recompute: bool,
     mode: Mode,
     origin: Origin,
 }
 
+#[derive(Clone)]
 pub(super) enum SequencesKind {
     /// The sequences' tokens, and their first tokens alone.
     Packed {
@@ -84,9 +88,14 @@ impl Sequences {
                 IdsKind::Symbol { name }
             }
             // Symbolic sequences are only ever made with a graph as their origin.
-            (SequencesKind::Symbolic { .. }, Origin::Value(_)) => IdsKind::Value(Arc::new([])),
+            (SequencesKind::Symbolic { .. }, Origin::Value(_) | Origin::Plan(_)) => IdsKind::Value(Arc::new([])),
         };
         Ids { kind, origin: self.origin.clone() }
+    }
+
+    /// The same with the tape of `origin`, or without one.
+    pub(super) fn at(&self, origin: &Origin) -> Self {
+        Self { origin: origin.clone(), ..self.clone() }
     }
 
     /// The kernel's dropout, where this forward drops anything.
@@ -165,7 +174,7 @@ impl Inputs {
             ids.insert(name, Ids { kind: IdsKind::Value(column.into()), origin: origin.clone() });
         }
         let kind = SequencesKind::Packed { firsts: packing.firsts(), packing };
-        let sequences = Sequences { kind, mode, origin };
+        let sequences = Sequences { kind, recompute: false, mode, origin };
         Ok(Self { sequences, columns: ids, tokens, hidden_states: None })
     }
 
@@ -178,8 +187,25 @@ impl Inputs {
         };
         let kind = SequencesKind::Symbolic { attention_mask: RefCell::default(), max_positions };
         let columns = names.iter().map(|name| column(name)).collect();
-        let sequences = Sequences { kind, mode: Mode::Evaluate, origin };
+        let sequences = Sequences { kind, recompute: false, mode: Mode::Evaluate, origin };
         Self { sequences, columns, tokens: 0, hidden_states: None }
+    }
+
+    /// A batch of zeros that is planned.
+    pub(super) fn planned(planner: Planner, names: &'static [&'static str], packing: Packing, mode: Mode) -> Self {
+        let (origin, tokens) = (Origin::Plan(planner), packing.tokens());
+        let zeros = Ids { kind: IdsKind::Value(vec![0; tokens].into()), origin: origin.clone() };
+        let columns = names.iter().map(|&name| (name, zeros.clone())).collect();
+        let kind = SequencesKind::Packed { firsts: packing.firsts(), packing };
+        let sequences = Sequences { kind, recompute: false, mode, origin };
+        Self { sequences, columns, tokens, hidden_states: None }
+    }
+
+    /// Whether layers that are called through [`recompute`](super::recompute()) keep their input alone
+    /// for backward and are computed again there: less memory for about a third more time.
+    pub fn recompute(mut self, recompute: bool) -> Self {
+        self.sequences.recompute = recompute;
+        self
     }
 
     /// Keeps the hidden states that the forward shows, as `output_hidden_states` does in transformers.
@@ -209,7 +235,7 @@ impl Inputs {
     pub fn tape(&self) -> Option<Tape> {
         match &self.sequences.origin {
             Origin::Value(tape) => tape.clone(),
-            Origin::Symbol(_) => None,
+            Origin::Symbol(_) | Origin::Plan(_) => None,
         }
     }
 

@@ -6,7 +6,8 @@ use kiln_kernels::{Packing, layer_norm};
 use super::op::apply;
 use super::parameters::add_gradients;
 use super::{
-    Attribute, Builder, Data, Dropout, Gradients, Graph, Init, Op, Parameter, Sequences, Shape, Symbol, Tensor,
+    Attribute, Builder, Cost, Data, Dropout, Gradients, Graph, Init, Op, Parameter, Place, Sequences, Shape, Symbol,
+    Tensor,
 };
 use crate::Result;
 
@@ -109,5 +110,19 @@ impl Op for Norm {
         let (weight, bias) = (g.parameter(&self.layer.weight), g.parameter(&self.layer.bias));
         let scaled = g.node("Mul", &[&normal, &weight], &[]);
         Ok(g.node("Add", &[&scaled, &bias], &[]))
+    }
+
+    fn cost(&self, xs: &[&[usize]]) -> Cost {
+        let [rows, size] = [xs[0][0], xs[0][1]];
+        let (residual, float) = (xs.len() > 1, size_of::<f32>());
+        let statistics = 2 * float * rows;
+        let sums = residual || self.dropout.is_some(); // else the input is the sum
+        Cost {
+            keeps: if sums { &[] } else { &[0] },
+            saved_bytes: statistics + if sums { float * rows * size } else { 0 },
+            scratch_bytes: 2 * float * size * rows.div_ceil(64), // the weight's and bias's gradients by task
+            gradients: if residual { &[Place::New, Place::Output] } else { &[Place::Output] },
+            ..Cost::default()
+        }
     }
 }

@@ -4,7 +4,7 @@ use kiln_kernels::linear;
 
 use super::op::apply;
 use super::parameters::add_gradients;
-use super::{Attribute, Builder, Data, Dim, Gradients, Graph, Init, Op, Parameter, Shape, Symbol, Tensor};
+use super::{Attribute, Builder, Cost, Data, Dim, Gradients, Graph, Init, Op, Parameter, Place, Shape, Symbol, Tensor};
 use crate::{Error, Result};
 
 /// A linear layer with bias.
@@ -74,5 +74,16 @@ impl Op for Linear {
         let weight = g.transposed(&self.weight);
         let product = g.node("MatMul", &[&xs[0].name, &weight], &[]);
         Ok(g.node("Add", &[&product, &bias], &[]))
+    }
+
+    fn cost(&self, xs: &[&[usize]]) -> Cost {
+        let product = 2 * (xs[0][0] * self.weight.range().len()) as u64;
+        Cost {
+            forward_flops: product,
+            backward_flops: 2 * product,
+            keeps: &[0],
+            gradients: &[Place::Sum],
+            ..Cost::default()
+        }
     }
 }

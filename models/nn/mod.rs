@@ -1,11 +1,13 @@
 //! The parts that models are made of: a closed set of ops, one a file, over a [`Tensor`] that is
-//! either computed now or a node of the graph being captured.
+//! computed now, a node of the graph being captured, or planned.
 //!
 //! | file | what |
 //! |---|---|
 //! | `tensor` | [`Tensor`]: a [`Value`] (a candle tensor and its place on the tape) or a [`Symbol`] |
-//! | `op` | [`Op`] and `apply`, the only place where the two part ways |
+//! | `op` | [`Op`] and `apply`, the only place where they part ways |
 //! | `tape` | what was done, and backward through it |
+//! | `recompute` | layers that backward does again instead of keeping them |
+//! | `plan` | [`plan()`]: memory and arithmetic of a batch, before it is computed |
 //! | `parameters` | [`Parameters`]: flat values and gradients; [`Builder`] declares them |
 //! | `inputs` | [`Inputs`] and [`Sequences`]: packed batches, or `[batch, sequence]` under capture |
 //! | `graph` | [`Graph`]: standard-opset nodes that export writes |
@@ -20,7 +22,9 @@ mod layer_norm;
 mod linear;
 mod op;
 mod parameters;
+mod plan;
 mod pooling;
+mod recompute;
 mod tanh;
 mod tape;
 mod tensor;
@@ -36,7 +40,9 @@ pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use op::Op;
 pub use parameters::{Builder, Init, LoadReport, NamedTensor, Parameter, Parameters};
+pub use plan::{Cost, Place, Plan, Planned, plan};
 pub use pooling::first_token;
+pub use recompute::recompute;
 pub use tanh::tanh;
 pub use tape::{Gradients, Tape};
 pub use tensor::{Dim, Shape, Symbol, Tensor, Value};

@@ -1,7 +1,7 @@
-//! What an op is, and the one place where value and symbol part ways.
+//! What an op is, and the one place where value, symbol and plan part ways.
 
 use super::tensor::Origin;
-use super::{Data, Gradients, Graph, Parameter, Shape, Symbol, Tensor, Value};
+use super::{Cost, Data, Gradients, Graph, Parameter, Shape, Symbol, Tensor, Value};
 use crate::{Error, Result};
 
 /// One op: every reading of it. Parameters lie in the op itself, tensors come as inputs.
@@ -26,7 +26,7 @@ pub trait Op: 'static {
     /// A kernel's.
     fn backward(&self, saved: Self::Saved, dy: Data, gradients: &mut Gradients<'_>) -> Result<()>;
 
-    /// The output's symbolic shape.
+    /// The output's shape, of symbols or of sizes.
     ///
     /// # Errors
     /// Shapes that the op cannot take.
@@ -37,6 +37,9 @@ pub trait Op: 'static {
     /// # Errors
     /// What ONNX cannot say.
     fn onnx(&self, graph: &mut Graph, xs: &[&Symbol]) -> Result<String>;
+
+    /// What inputs of these sizes cost.
+    fn cost(&self, xs: &[&[usize]]) -> Cost;
 }
 
 /// Applies `op` where its first input stands.
@@ -45,44 +48,43 @@ pub(super) fn apply<O: Op>(op: O, xs: &[&Tensor]) -> Result<Tensor> {
     apply_at(&Origin::from(*first), op, xs)
 }
 
-/// Applies `op` at `origin`: computes and records, or writes nodes.
+/// What no trainable parameter stands behind is not recorded, and keeps nothing.
+pub(super) fn is_recorded(op: &impl Op, inputs: &[Option<usize>]) -> bool {
+    inputs.iter().any(Option::is_some) || op.parameters().iter().any(|p| p.is_trainable())
+}
+
+/// Applies `op` at `origin`: computes and records, writes nodes, or counts.
 pub(super) fn apply_at<O: Op>(origin: &Origin, op: O, xs: &[&Tensor]) -> Result<Tensor> {
     match origin {
         Origin::Value(tape) => {
-            let mut values = Vec::with_capacity(xs.len());
-            for x in xs {
-                match x {
-                    Tensor::Value(value) => values.push(value),
-                    Tensor::Symbol(_) => return Err(mixed()),
-                }
-            }
+            let values = all(xs, |x| if let Tensor::Value(value) = x { Some(value) } else { None })?;
             let data: Vec<&Data> = values.iter().map(|value| &value.data).collect();
             let (data, saved) = op.forward(&data)?;
             let slots: Vec<Option<usize>> = values.iter().map(|value| value.slot).collect();
-            // What no trainable parameter stands behind is not recorded, and keeps nothing.
-            let needed = slots.iter().any(Option::is_some) || op.parameters().iter().any(|p| p.is_trainable());
             let slot = match tape {
-                Some(tape) if needed => Some(tape.record(op, saved, slots)),
+                Some(tape) if is_recorded(&op, &slots) => {
+                    Some(tape.record(slots, move |dy, gradients| op.backward(saved, dy, gradients)))
+                }
                 _ => None,
             };
             Ok(Tensor::Value(Value { data, tape: tape.clone(), slot }))
         }
         Origin::Symbol(graph) => {
-            let mut symbols = Vec::with_capacity(xs.len());
-            for x in xs {
-                match x {
-                    Tensor::Symbol(symbol) => symbols.push(symbol),
-                    Tensor::Value(_) => return Err(mixed()),
-                }
-            }
+            let symbols = all(xs, |x| if let Tensor::Symbol(symbol) = x { Some(symbol) } else { None })?;
             let shapes: Vec<&Shape> = symbols.iter().map(|symbol| &symbol.shape).collect();
             let shape = op.shape(&shapes)?;
             let name = op.onnx(&mut graph.borrow_mut(), &symbols)?;
             Ok(Tensor::Symbol(Symbol { name, shape, graph: graph.clone() }))
         }
+        Origin::Plan(planner) => {
+            let planned = all(xs, |x| if let Tensor::Planned(planned) = x { Some(planned) } else { None })?;
+            planner.apply(&op, &planned)
+        }
     }
 }
 
-fn mixed() -> Error {
-    Error::Input("values and symbols are mixed in one op".into())
+/// The inputs, which are all of one kind.
+fn all<'a, T>(xs: &[&'a Tensor], kind: impl Fn(&'a Tensor) -> Option<&'a T>) -> Result<Vec<&'a T>> {
+    let kinds: Option<Vec<_>> = xs.iter().map(|x| kind(x)).collect();
+    kinds.ok_or_else(|| Error::Input("values, symbols and plans are mixed in one op".into()))
 }

@@ -200,14 +200,18 @@ impl Builder {
         Dropout { probability, site }
     }
 
+    /// What was declared, without values.
+    pub fn declared(self) -> Parameters {
+        Parameters { parameters: self.shared.parameters.take(), storage: self.shared.storage.clone() }
+    }
+
     /// Allocates the buffers and initialises every parameter from `seed` and its place.
     ///
     /// # Errors
     /// Memory that the device does not have.
     pub fn finish(self, seed: u64) -> Result<Parameters> {
-        let parameters = self.shared.parameters.take();
-        let storage = self.shared.storage.clone();
-        let mut values = vec![0f32; self.shared.elements.get()];
+        let Parameters { parameters, storage } = self.declared();
+        let mut values = vec![0f32; parameters.last().map_or(0, |p| p.range().end)];
         for (stream, parameter) in parameters.iter().enumerate() {
             let part = &mut values[parameter.range()];
             match parameter.declared.init {

@@ -4,7 +4,7 @@ use kiln_kernels::{Packing, pooling};
 
 use super::inputs::SequencesKind;
 use super::op::apply;
-use super::{Attribute, Data, Gradients, Graph, Op, Sequences, Shape, Symbol, Tensor};
+use super::{Attribute, Cost, Data, Dim, Gradients, Graph, Op, Place, Sequences, Shape, Symbol, Tensor};
 use crate::{Error, Result};
 
 /// Each sequence's first token: `[tokens, size]` to `[sequences, size]`.
@@ -41,14 +41,19 @@ impl Op for FirstToken {
     }
 
     fn shape(&self, xs: &[&Shape]) -> Result<Shape> {
-        match xs[0].as_slice() {
-            [batch, _, size] => Ok(vec![*batch, *size]),
-            other => Err(Error::Input(format!("first_token takes [batch, sequence, size], got {other:?}"))),
+        match (&self.packing, xs[0].as_slice()) {
+            (None, [batch, _, size]) => Ok(vec![*batch, *size]),
+            (Some(packing), [_, size]) => Ok(vec![Dim::Fixed(packing.sequences()), *size]),
+            (_, other) => Err(Error::Input(format!("first_token takes [batch, sequence, size], got {other:?}"))),
         }
     }
 
     fn onnx(&self, g: &mut Graph, xs: &[&Symbol]) -> Result<String> {
         let zero = g.initializer("first", Vec::new(), super::InitializerData::I64(vec![0]));
         Ok(g.node("Gather", &[&xs[0].name, &zero], &[("axis", Attribute::Int(1))]))
+    }
+
+    fn cost(&self, _: &[&[usize]]) -> Cost {
+        Cost { gradients: &[Place::New], ..Cost::default() }
     }
 }

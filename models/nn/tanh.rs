@@ -3,7 +3,7 @@
 use kiln_kernels::tanh as kernel;
 
 use super::op::apply;
-use super::{Data, Gradients, Graph, Op, Shape, Symbol, Tensor};
+use super::{Cost, Data, Gradients, Graph, Op, Place, Shape, Symbol, Tensor};
 use crate::Result;
 
 /// `tanh(x)`, element by element.
@@ -34,5 +34,9 @@ impl Op for Tanh {
 
     fn onnx(&self, g: &mut Graph, xs: &[&Symbol]) -> Result<String> {
         Ok(g.node("Tanh", &[&xs[0].name], &[]))
+    }
+
+    fn cost(&self, _: &[&[usize]]) -> Cost {
+        Cost { keeps_output: true, gradients: &[Place::Output], ..Cost::default() }
     }
 }

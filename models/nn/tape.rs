@@ -6,66 +6,148 @@ use std::rc::Rc;
 
 use kiln_kernels::Grad;
 
-use super::{Data, Op, Tensor};
+use super::{Data, Tensor};
 use crate::{Error, Result};
 
-type Backward = Box<dyn FnOnce(Data, &mut Gradients<'_>) -> Result<()>>;
-
 /// A recording of one forward. Clones share it.
-#[derive(Clone, Default)]
-pub struct Tape(Rc<RefCell<Vec<Entry>>>);
+pub struct Tape<T = Data>(Rc<RefCell<Vec<Entry<T>>>>);
 
-struct Entry {
-    inputs: Vec<Option<usize>>,
-    backward: Backward,
+/// What a gradient is: numbers, or the memory that they would take.
+pub(super) trait Gradient: Sized + 'static {
+    /// The sum, in `self`'s place.
+    fn plus(self, other: Self) -> Result<Self>;
 }
 
-impl Tape {
-    /// Records an op and returns its output's slot, which is the entry's own index.
-    pub(super) fn record<O: Op>(&self, op: O, saved: O::Saved, inputs: Vec<Option<usize>>) -> usize {
+impl Gradient for Data {
+    fn plus(self, other: Self) -> Result<Self> {
+        Ok(kiln_kernels::add(self, &other)?)
+    }
+}
+
+type Backward<T> = Box<dyn FnOnce(T, &mut Gradients<'_, T>) -> Result<()>>;
+type Forward<T> = Box<dyn Fn(&Tape<T>) -> Result<Tensor>>;
+
+enum Entry<T> {
+    /// One op.
+    Op { inputs: Vec<Option<usize>>, backward: Backward<T> },
+    /// A part of the forward that kept nothing, to be done again before it is gone back through.
+    Again(Forward<T>),
+}
+
+impl<T> Clone for Tape<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Default for Tape<T> {
+    fn default() -> Self {
+        Self(Rc::default())
+    }
+}
+
+impl<T> Tape<T> {
+    /// Records an op's backward, which owns what it saved, and returns its output's slot.
+    pub(super) fn record(
+        &self,
+        inputs: Vec<Option<usize>>,
+        backward: impl FnOnce(T, &mut Gradients<'_, T>) -> Result<()> + 'static,
+    ) -> usize {
+        self.push(Entry::Op { inputs, backward: Box::new(backward) })
+    }
+
+    /// Does `forward` and forgets what it recorded: one entry does it again in backward.
+    pub(super) fn recompute(&self, forward: impl Fn(&Self) -> Result<Tensor> + 'static) -> Result<Tensor> {
+        let start = self.len();
+        let y = forward(self)?;
+        self.0.borrow_mut().truncate(start);
+        Ok(match y.slot() {
+            Some(_) => y.recorded(self.push(Entry::Again(Box::new(forward)))),
+            None => y, // nothing in it is trained
+        })
+    }
+
+    /// An entry's slot is its own index.
+    fn push(&self, entry: Entry<T>) -> usize {
         let mut entries = self.0.borrow_mut();
-        let backward = Box::new(move |dy, gradients: &mut Gradients<'_>| op.backward(saved, dy, gradients));
-        entries.push(Entry { inputs, backward });
+        entries.push(entry);
         entries.len() - 1
     }
 
+    fn pop(&self) -> Option<Entry<T>> {
+        self.0.borrow_mut().pop()
+    }
+
+    fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+}
+
+impl<T> Tape<T> {
     /// Goes back from `output`, whose gradient is `dy`, to every parameter. The tape is empty afterwards.
     ///
     /// # Errors
     /// `output` is not on this tape, or a kernel's error.
-    pub fn backward(&self, output: &Tensor, dy: Data) -> Result<()> {
-        let slot = match output {
-            Tensor::Value(value) => value.slot,
-            Tensor::Symbol(_) => None,
-        };
-        let slot = slot.ok_or_else(|| Error::Input("nothing on the tape leads to this output".into()))?;
-        let mut slots: Vec<Option<Data>> = Vec::new();
-        slots.resize_with(self.0.borrow().len(), || None);
-        slots[slot] = Some(dy);
-        while let Some(Entry { inputs, backward }) = self.pop() {
-            if let Some(dy) = slots.pop().flatten() {
-                backward(dy, &mut Gradients { slots: &mut slots, inputs: &inputs })?;
+    pub fn backward(&self, output: &Tensor, dy: T) -> Result<()> {
+        let mut slots: Vec<Option<T>> = Vec::new();
+        slots.resize_with(self.len(), || None);
+        slots[slot(output)?] = Some(dy);
+        while let Some(entry) = self.pop() {
+            let Some(dy) = slots.pop().flatten() else { continue };
+            match entry {
+                Entry::Op { inputs, backward } => backward(dy, &mut Gradients { slots: &mut slots, inputs: &inputs })?,
+                Entry::Again(forward) => {
+                    // It records where it stood: its input's slot is below, and its ops come next.
+                    let output = slot(&forward(self)?)?;
+                    slots.resize_with(self.len(), || None);
+                    slots[output] = Some(dy);
+                }
             }
         }
         Ok(())
     }
+}
 
-    fn pop(&self) -> Option<Entry> {
-        self.0.borrow_mut().pop()
-    }
+fn slot(output: &Tensor) -> Result<usize> {
+    output.slot().ok_or_else(|| Error::Input("nothing on the tape leads to this output".into()))
 }
 
 /// The gradients of one op's inputs.
-pub struct Gradients<'a> {
-    slots: &'a mut [Option<Data>],
+pub struct Gradients<'a, T = Data> {
+    slots: &'a mut [Option<T>],
     inputs: &'a [Option<usize>],
+}
+
+impl<T> Gradients<'_, T> {
+    /// Where input `i`'s gradient goes, if it is wanted, and what other uses of the input have added
+    /// there so far.
+    pub(super) fn slot(&mut self, i: usize) -> Option<&mut Option<T>> {
+        self.inputs[i].map(|slot| &mut self.slots[slot])
+    }
+}
+
+#[allow(private_bounds)] // numbers or memory: nothing else is a gradient
+impl<T: Gradient> Gradients<'_, T> {
+    /// Adds to input `i`'s gradient.
+    ///
+    /// # Errors
+    /// Shapes that differ.
+    pub fn add(&mut self, i: usize, gradient: T) -> Result<()> {
+        if let Some(slot) = self.slot(i) {
+            *slot = Some(match slot.take() {
+                Some(sum) => sum.plus(gradient)?,
+                None => gradient,
+            });
+        }
+        Ok(())
+    }
 }
 
 impl Gradients<'_> {
     /// Takes where input `i`'s gradient goes: nowhere, to a new tensor, or into what other uses of the
     /// input have added so far. [`put`](Self::put) gives the result back.
     pub fn take(&mut self, i: usize) -> Grad {
-        match self.inputs[i].map(|slot| self.slots[slot].take()) {
+        match self.slot(i).map(Option::take) {
             None => Grad::Skip,
             Some(None) => Grad::New,
             Some(Some(sum)) => Grad::Into(sum),
@@ -74,22 +156,8 @@ impl Gradients<'_> {
 
     /// Sets input `i`'s gradient, which [`take`](Self::take) took.
     pub fn put(&mut self, i: usize, gradient: Option<Data>) {
-        if let Some(slot) = self.inputs[i] {
-            self.slots[slot] = gradient;
+        if let Some(slot) = self.slot(i) {
+            *slot = gradient;
         }
-    }
-
-    /// Adds to input `i`'s gradient.
-    ///
-    /// # Errors
-    /// Shapes that differ.
-    pub fn add(&mut self, i: usize, gradient: Data) -> Result<()> {
-        let sum = match self.take(i) {
-            Grad::Skip => return Ok(()),
-            Grad::New => gradient,
-            Grad::Into(sum) => kiln_kernels::add(sum, &gradient)?,
-        };
-        self.put(i, Some(sum));
-        Ok(())
     }
 }

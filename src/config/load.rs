@@ -142,6 +142,29 @@ pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Bytes of memory that this process may use: the machine's, or a cgroup's limit (v1 or v2) where that
+/// is less; `None` where the system does not say.
+pub fn available_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| {
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        total.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| 1024 * kilobytes)
+    });
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
+    let limits = groups.lines().filter_map(|line| {
+        // `0::/path` is version 2, `4:memory:/path` version 1.
+        let (folder, file, path) = match line.splitn(3, ':').collect::<Vec<_>>()[..] {
+            ["0", "", path] => ("/sys/fs/cgroup", "memory.max", path),
+            [_, "memory", path] => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path),
+            _ => return None,
+        };
+        // A limit of any group above holds too; a container sees its own group as the root.
+        let groups = Path::new(path).ancestors().map(|group| group.to_string_lossy().into_owned());
+        groups.filter_map(|group| read(&format!("{folder}{group}/{file}"))?.trim().parse::<u64>().ok()).min()
+    });
+    machine.into_iter().chain(limits).min()
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -299,6 +299,7 @@ fn train(table: &Table<'_>) -> Train {
         keep_checkpoints: table.integer("keep_checkpoints", 1..=ANY, 2) as usize,
         early_stopping_patience: table.integer("early_stopping_patience", 0..=ANY, 0) as usize,
         threads: threads(table, "threads"),
+        recompute: table.boolean("recompute", false),
         init_from: table.get("init_from").and_then(|field| init_from(&field)),
     }
 }

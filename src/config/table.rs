@@ -133,6 +133,14 @@ impl<'a> Table<'a> {
         self.get(key).and_then(|field| field.number(bounds)).unwrap_or(default)
     }
 
+    pub fn boolean(&self, key: &'static str, default: bool) -> bool {
+        let boolean = |field: Field<'_>| match field.node.value {
+            Value::Boolean(value) => Some(value),
+            _ => field.reject("true or false"),
+        };
+        self.get(key).and_then(boolean).unwrap_or(default)
+    }
+
     pub fn string(&self, key: &'static str) -> Option<String> {
         self.get(key).and_then(|field| field.string("a string"))
     }

@@ -87,7 +87,7 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
-        "<HEAD><MODEL>[train]\nclass_weights = \"even\"\nfreeze = \"bert\"\neval_steps = 0\nthreads = \"all\"\ninit_from = \"a/b\"",
+        "<HEAD><MODEL>[train]\nclass_weights = \"even\"\nfreeze = \"bert\"\neval_steps = 0\nthreads = \"all\"\ninit_from = \"a/b\"\nrecompute = 1",
         &[],
         &[
             "8:17: `train.class_weights` is \"even\": needs \"none\", \"balanced\" or a table from label to weight",
@@ -95,6 +95,7 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
             "10:14: `train.eval_steps` is 0: needs an integer from 1 or \"epoch\"",
             "11:11: `train.threads` is \"all\": needs an integer from 1 to 1024 or \"auto\"",
             "12:13: `train.init_from` is \"a/b\": needs an earlier run's model, as \"experiment/3/minilm\"",
+            "13:13: `train.recompute` is 1: needs true or false",
         ],
     ),
     (
@@ -295,6 +296,7 @@ fn what_is_left_out_has_its_default() {
         keep_checkpoints: 2,
         early_stopping_patience: 0,
         threads,
+        recompute: false,
         init_from: None,
     };
     let expected = Config {
@@ -324,13 +326,14 @@ fn what_is_left_out_has_its_default() {
 
 #[test]
 fn a_model_overrides_train() {
-    let text = "<HEAD><MODEL>max_length = 64\n[model.train]\nmax_steps = 9\nseed = 7\n[[model]]\nname = \"n\"\narchitecture = \"bert\"\nconfig = { hidden_size = 8, a = [1.5] }\n[train]\nepochs = 2\nwarmup_steps = 5\nseed = 1\nclass_weights = { \"a.b\" = 2 }";
+    let text = "<HEAD><MODEL>max_length = 64\n[model.train]\nmax_steps = 9\nseed = 7\nrecompute = true\n[[model]]\nname = \"n\"\narchitecture = \"bert\"\nconfig = { hidden_size = 8, a = [1.5] }\n[train]\nepochs = 2\nwarmup_steps = 5\nseed = 1\nclass_weights = { \"a.b\" = 2 }";
     let [m, n] = <[Model; 2]>::try_from(valid(text, &[]).models).unwrap();
     assert_eq!(
         (m.max_length, m.train.duration, m.train.seed, m.train.warmup),
         (64, Duration::Steps(9), 7, Warmup::Steps(5))
     );
     assert_eq!((n.max_length, n.train.duration, n.train.seed), (256, Duration::Epochs(2), 1));
+    assert_eq!((m.train.recompute, n.train.recompute), (true, false));
     assert_eq!(n.train.class_weights, ClassWeights::Given([("a.b".to_owned(), 2.0)].into()));
     let Origin::Scratch { architecture, config, vocab_size } = n.origin else { panic!("{:?}", n.origin) };
     assert_eq!((architecture.as_str(), vocab_size), ("bert", 4000));
@@ -374,9 +377,20 @@ fn the_hash_is_of_what_decides_the_models() {
     {
         assert_eq!(hash(&[same]), hash(&[]), "{same}");
     }
-    for other in ["train.seed=1", "model.0.path=c", "objective.metric=accuracy", "data.max_length=9"] {
+    for other in
+        ["train.seed=1", "model.0.path=c", "objective.metric=accuracy", "data.max_length=9", "train.recompute=true"]
+    {
         assert_ne!(hash(&[other]), hash(&[]), "{other}");
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_is_the_machines_or_less() {
+    let machine = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let kilobytes: u64 = machine.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let available = available_memory().unwrap();
+    assert!((1 << 20..=1024 * kilobytes).contains(&available), "{available}");
 }
 
 #[test]

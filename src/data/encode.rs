@@ -109,23 +109,50 @@ impl Snapshot {
         parts: &[Part],
         threads: usize,
     ) -> Result<Encoding> {
-        let mut digest = Sha256::new();
-        digest.update(serde_json::to_vec(&(VERSION, tokenizer.hash(), max_length, inputs))?);
-        let hash = short_hash(digest);
-        let mut encoding = Encoding { hash, parts: Vec::new() };
+        let hash = encoding_hash(tokenizer, max_length, inputs)?;
         for &part in parts {
-            let dir = self.encoding_dir(&encoding.hash, part);
+            let dir = self.encoding_dir(&hash, part);
             if !dir.exists() {
                 let encode = PartEncoder { snapshot: self, tokenizer, max_length, inputs, part, threads };
                 let staged = stage(&dir)?;
-                encode.write(staged.path(), &encoding.hash)?;
+                encode.write(staged.path(), &hash)?;
                 publish(staged, &dir)?;
             }
-            let card = read_json(&dir.join("card.json"))?;
-            encoding.parts.push((part, dir, card));
         }
-        Ok(encoding)
+        self.open_encoding(hash, parts)
     }
+
+    /// What [`encode`](Self::encode) made before, if it made all `parts`.
+    ///
+    /// # Errors
+    /// An encoding that is broken.
+    pub fn find_encoding(
+        &self,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        inputs: &[&str],
+        parts: &[Part],
+    ) -> Result<Option<Encoding>> {
+        let hash = encoding_hash(tokenizer, max_length, inputs)?;
+        let there = parts.iter().all(|&part| self.encoding_dir(&hash, part).exists());
+        there.then(|| self.open_encoding(hash, parts)).transpose()
+    }
+
+    fn open_encoding(&self, hash: String, parts: &[Part]) -> Result<Encoding> {
+        let open = |&part: &Part| {
+            let dir = self.encoding_dir(&hash, part);
+            let card = read_json(&dir.join("card.json"))?;
+            Ok((part, dir, card))
+        };
+        let parts = parts.iter().map(open).collect::<Result<_>>()?;
+        Ok(Encoding { hash, parts })
+    }
+}
+
+fn encoding_hash(tokenizer: &Tokenizer, max_length: usize, inputs: &[&str]) -> Result<String> {
+    let mut digest = Sha256::new();
+    digest.update(serde_json::to_vec(&(VERSION, tokenizer.hash(), max_length, inputs))?);
+    Ok(short_hash(digest))
 }
 
 /// Encodes texts, or pairs of them, in order.

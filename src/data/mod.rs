@@ -19,7 +19,7 @@ pub use card::Card;
 pub use dataset::{Dataset, Example};
 pub use encode::{Encoded, Encoding, encode_texts};
 pub use rows::{Row, Word};
-pub use snapshot::{Snapshot, prepare};
+pub use snapshot::{Snapshot, find, prepare};
 pub use source::read_rows;
 pub use tokenizer::Tokenizer;
 

@@ -67,6 +67,32 @@ struct SourceFile {
 /// The user's, as [`source::read`] and [`split::split`] have them; files that cannot be written.
 /// Nothing is left behind then.
 pub fn prepare(data: &Data, dir: &Path) -> Result<Snapshot> {
+    let sources = sources(data)?;
+    let hash = hash(&sources, data)?;
+    let target = dir.join(&hash);
+    if !target.join("snapshot.json").exists() {
+        write(data, sources, hash, &target)?;
+    }
+    let snapshot = Snapshot::open(&target)?;
+    for warning in snapshot.card.warnings() {
+        crate::error::say(format_args!("warning: {warning}"));
+    }
+    Ok(snapshot)
+}
+
+/// The snapshot of `data` in `dir`, where it was made before.
+///
+/// # Errors
+/// A source that cannot be read; a snapshot that is broken.
+pub fn find(data: &Data, dir: &Path) -> Result<Option<Snapshot>> {
+    if !dir.exists() {
+        return Ok(None); // without reading the sources
+    }
+    let target = dir.join(hash(&sources(data)?, data)?);
+    target.join("snapshot.json").exists().then(|| Snapshot::open(&target)).transpose()
+}
+
+fn sources(data: &Data) -> Result<Vec<SourceFile>> {
     let sources: Vec<(Part, Option<&Path>)> = match &data.source {
         Source::Sample => vec![(Part::Train, None)],
         Source::Path(path) => vec![(Part::Train, Some(path))],
@@ -76,7 +102,7 @@ pub fn prepare(data: &Data, dir: &Path) -> Result<Snapshot> {
             given.into_iter().filter_map(|(part, path)| path.map(|path| (part, Some(path.as_path())))).collect()
         }
     };
-    let sources: Vec<SourceFile> = sources
+    sources
         .into_iter()
         .map(|(part, path)| {
             Ok(SourceFile {
@@ -86,20 +112,7 @@ pub fn prepare(data: &Data, dir: &Path) -> Result<Snapshot> {
                     .map_or_else(|| Ok(sample::content_hash(sample::SEED)), |path| source::content_hash(path, data))?,
             })
         })
-        .collect::<Result<_>>()?;
-
-    let hash = hash(&sources, data)?;
-    let target = dir.join(&hash);
-    let snapshot = if target.join("snapshot.json").exists() {
-        Snapshot::open(&target)?
-    } else {
-        write(data, sources, hash, &target)?;
-        Snapshot::open(&target)?
-    };
-    for warning in snapshot.card.warnings() {
-        crate::error::say(format_args!("warning: {warning}"));
-    }
-    Ok(snapshot)
+        .collect()
 }
 
 /// Where a source lies plays no part: the same content is the same snapshot.
@@ -274,7 +287,7 @@ impl Snapshot {
     /// # Errors
     /// The user's where `vocab_size` does not hold the alphabet; files that cannot be read or written.
     pub fn scratch_tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
-        let folder = self.dir.join("training").join(format!("tokenizer-{vocab_size}"));
+        let folder = self.scratch_tokenizer_dir(vocab_size);
         if !folder.exists() {
             let rows = self.rows(Part::Train)?;
             let texts = rows.iter().flat_map(|row| [Some(row.text.as_str()), row.text_pair.as_deref()]).flatten();
@@ -283,6 +296,11 @@ impl Snapshot {
             publish(staged, &folder)?;
         }
         Tokenizer::from_folder(&folder)
+    }
+
+    /// The folder of [`scratch_tokenizer`](Self::scratch_tokenizer), made or not.
+    pub fn scratch_tokenizer_dir(&self, vocab_size: usize) -> PathBuf {
+        self.dir.join("training").join(format!("tokenizer-{vocab_size}"))
     }
 }
 

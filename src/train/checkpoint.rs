@@ -7,12 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::Optimizer;
-use crate::pretrained::{Classifier, Stored, map, write_safetensors};
+use crate::pretrained::Classifier;
 use crate::store;
+use crate::tensors::{self, Stored, TensorFile};
 
 /// Where a training stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,11 +85,14 @@ impl Checkpoints {
         if !path.exists() {
             let staged = store::stage(&path)?;
             classifier.save_weights(&staged.path().join("model.safetensors"))?;
-            let elements = classifier.built().parameters.elements();
-            let moments = [("exp_avg", &optimizer.exp_avg), ("exp_avg_sq", &optimizer.exp_avg_sq)]
-                .map(|(name, buffer)| (name, buffer.read(0..elements)));
-            let stored = moments.iter().map(|(name, values)| ((*name).to_owned(), Stored::Flat(values)));
-            write_safetensors(&staged.path().join("optimizer.safetensors"), stored)?;
+            let moments = [("exp_avg", &optimizer.exp_avg), ("exp_avg_sq", &optimizer.exp_avg_sq)];
+            let stored = moments.map(|(name, buffer)| Stored {
+                name,
+                shape: vec![buffer.len()],
+                buffer,
+                range: 0..buffer.len(),
+            });
+            tensors::write(&staged.path().join("optimizer.safetensors"), stored.into())?;
             store::write_json(&staged.path().join("state.json"), state)?;
             store::publish(staged, &path)?;
         }
@@ -117,15 +120,16 @@ impl Checkpoints {
 
 fn load_moments(file: &Path, classifier: &Classifier, optimizer: &mut Optimizer) -> Result<()> {
     let mut read = || -> Result<()> {
-        let bytes = map(file)?;
-        let tensors = SafeTensors::deserialize(&bytes)?;
+        let tensors = TensorFile::open(file)?;
         let elements = classifier.built().parameters.elements();
         for (name, buffer) in [("exp_avg", &mut optimizer.exp_avg), ("exp_avg_sq", &mut optimizer.exp_avg_sq)] {
-            let values = tensors.tensor(name)?;
-            ensure!(values.shape() == [elements], "{name} is {:?}, the model needs [{elements}]", values.shape());
-            let values: Vec<f32> =
-                values.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            buffer.write(0, &values);
+            let shape = &tensors.info(name)?.shape;
+            ensure!(*shape == [elements], "{name} is {shape:?}, the model needs [{elements}]");
+            let mut start = 0;
+            tensors.read(name, |piece| {
+                buffer.write(start, piece);
+                start += piece.len();
+            })?;
         }
         Ok(())
     };

@@ -97,6 +97,7 @@ impl Job<'_> {
         let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
         progress.finish();
         let Outcome::Finished(best) = outcome else { return Ok(outcome) };
+        drop(trainer); // its moments make room for the best weights on their way
 
         classifier.load_weights(&checkpoints().path(best.step).join("model.safetensors"))?;
         let staged = store::stage(&self.files.model())?;

@@ -11,12 +11,14 @@
 //! | `evaluate` | a pass over a part without gradients |
 //! | `checkpoint` | folders that a run resumes from to the same bits |
 //! | `signals` | SIGINT and SIGTERM |
+//! | `memory` | what a training will need, before it starts |
 
 mod checkpoint;
 mod evaluate;
 mod gate;
 mod job;
 mod loss;
+mod memory;
 mod optimizer;
 mod schedule;
 mod signals;
@@ -27,7 +29,8 @@ pub use evaluate::{Evaluated, evaluate};
 pub use gate::gradient_coverage;
 pub use job::{Job, Start};
 pub use loss::class_weights;
-pub use optimizer::Optimizer;
+pub use memory::{Largest, Memory};
+pub use optimizer::{Optimizer, freeze};
 pub use schedule::Schedule;
 pub use signals::{Signal, Signals};
 pub use trainer::{Outcome, Trainer};

@@ -31,18 +31,7 @@ impl Optimizer {
     /// # Errors
     /// A prefix that no parameter's name begins with, or nothing left to train.
     pub fn new(parameters: &Parameters, settings: &config::Train) -> Result<Self> {
-        for prefix in &settings.freeze {
-            let mut frozen = parameters.iter().filter(|p| p.name().starts_with(prefix.as_str())).peekable();
-            if frozen.peek().is_none() {
-                let names: Vec<_> = parameters.iter().map(Parameter::name).collect();
-                let nearest = names.iter().max_by(|a, b| strsim::jaro(a, prefix).total_cmp(&strsim::jaro(b, prefix)));
-                return Err(user_error!(
-                    "train.freeze: no parameter's name begins with {prefix:?}; the nearest is {:?}",
-                    nearest.copied().unwrap_or_default()
-                ));
-            }
-            frozen.for_each(|parameter| parameter.set_trainable(false));
-        }
+        freeze(parameters, settings)?;
         let top = parameters.iter().map(Parameter::depth).max().unwrap_or(0);
         let mut groups: Vec<Group> = Vec::new();
         for parameter in parameters.iter().filter(|p| p.is_trainable()) {
@@ -105,6 +94,26 @@ impl Optimizer {
         adamw::step(&mut values, &mut gradients, &mut self.exp_avg, &mut self.exp_avg_sq, &groups, &settings)?;
         Ok(())
     }
+}
+
+/// Freezes what `train.freeze` names.
+///
+/// # Errors
+/// A prefix that no parameter's name begins with.
+pub fn freeze(parameters: &Parameters, settings: &config::Train) -> Result<()> {
+    for prefix in &settings.freeze {
+        let mut frozen = parameters.iter().filter(|p| p.name().starts_with(prefix.as_str())).peekable();
+        if frozen.peek().is_none() {
+            let names: Vec<_> = parameters.iter().map(Parameter::name).collect();
+            let nearest = names.iter().max_by(|a, b| strsim::jaro(a, prefix).total_cmp(&strsim::jaro(b, prefix)));
+            return Err(user_error!(
+                "train.freeze: no parameter's name begins with {prefix:?}; the nearest is {:?}",
+                nearest.copied().unwrap_or_default()
+            ));
+        }
+        frozen.for_each(|parameter| parameter.set_trainable(false));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

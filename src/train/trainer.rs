@@ -174,7 +174,7 @@ impl<'a> Trainer<'a> {
         let ids = micro_batch.iter().map(|&i| u64::from(i)).collect();
         let labels: Vec<u32> = micro_batch.iter().filter_map(|&i| self.train.label(i as usize)).collect();
         let mode = Mode::Train { seed: self.settings.seed, step: self.state.step };
-        let inputs = self.classifier.inputs(&examples, ids, mode)?;
+        let inputs = self.classifier.inputs(&examples, ids, mode)?.recompute(self.settings.recompute);
         let logits = self.classifier.built().model.forward(&inputs)?;
         let (losses, dlogits) = cross_entropy::forward(
             logits.data()?,
