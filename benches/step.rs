@@ -60,6 +60,9 @@ struct Arguments {
     /// Tokens that go through at once.
     #[arg(long, default_value_t = 4096)]
     micro_batch_tokens: usize,
+    /// Layers are computed again in backward instead of being kept.
+    #[arg(long)]
+    recompute: bool,
     /// One line of JSON on stdout.
     #[arg(long)]
     json: bool,
@@ -93,6 +96,7 @@ struct Bench {
     labels: Vec<u32>,
     lengths: Vec<u32>,
     sampler: Sampler,
+    recompute: bool,
 }
 
 impl Bench {
@@ -125,7 +129,7 @@ impl Bench {
         };
         let lengths: Vec<u32> = examples.iter().map(|e| e.input_ids.len() as u32).collect();
         let sampler = Sampler::new(lengths.clone(), SEED, arguments.batch, arguments.micro_batch_tokens, 1);
-        Ok(Self { classifier, optimizer, examples, labels, lengths, sampler })
+        Ok(Self { classifier, optimizer, examples, labels, lengths, sampler, recompute: arguments.recompute })
     }
 
     /// The examples of a step: those of one batch in their order where there is one batch alone.
@@ -152,6 +156,7 @@ impl Bench {
             let labels: Vec<u32> = micro.iter().map(|&i| self.labels[i as usize]).collect();
             let ids = micro.iter().map(|&i| u64::from(i)).collect();
             let inputs = self.classifier.inputs(&examples, ids, Mode::Train { seed: SEED, step })?;
+            let inputs = inputs.recompute(self.recompute);
             seen += examples.iter().map(|e| e.input_ids.len() as u64).sum::<u64>();
             lap(&mut seconds.data);
             let logits = self.classifier.built().model.forward(&inputs)?;
