@@ -192,7 +192,7 @@ fn main() -> Result<()> {
         "examples_per_second": batch as f64 * steps / total,
         "data": data, "forward": forward, "backward": backward, "optimizer": optimizer,
     });
-    let notes = ["plain ops", "no dropout", "no mask", "gemm with x86-v4, as kiln asks for it"];
+    let notes = ["plain ops", "no dropout", "no mask", "gemm as candle builds it"];
     common.print("candle", &seconds, figures, &["candle-core", "candle-nn", "gemm"], &notes)
 }
 

@@ -72,7 +72,7 @@ WORKLOADS = {
     ),
     "epoch-bbc": Workload(
         "Steps of an epoch: MiniLM-L6 on BBC, 16 rows of up to 256 tokens", "tokens_per_second", "tokens/s",
-        ["--model", peers / "minilm", "--data", BBC / "train.csv", "--max-length", 256, "--batch", 16], 24, 2,
+        ["--model", peers / "minilm", "--data", BBC / "train.csv", "--max-length", 256, "--batch", 16], 12, 2,
         [pytorch, step], [("s/example", lambda line: f"{sum(line['seconds']) / examples(line):.3g}"), *STEP],
         "Shuffled; tokens are real ones: the padding to a batch's longest row, which PyTorch computes, does not count.",
         full_steps=1530 // 16 - 2,
@@ -87,15 +87,15 @@ WORKLOADS = {
     ),
     "encode-bbc": Workload(
         "Encoding: texts to token ids in an Arrow file, up to 256 tokens", "rows_per_second", "rows/s",
-        ["--model", peers / "minilm", "--data", peers / "bbc-repeated.csv", "--max-length", 256], 2, 1,
+        ["--model", peers / "minilm", "--data", peers / "bbc-repeated.csv", "--max-length", 256], 1, 0,
         [Contestant("datasets", "peer_datasets.py"),
          Contestant("datasets, one process", "peer_datasets.py", ["--processes", 0]),
          Contestant("kiln", "data", ["--what", "encode"])],
         [("MB/s", lambda line: f"{line['megabytes_per_second']:.3g}"),
          ("tokenizing alone, rows/s", lambda line: f"{line['mapping_rows_per_second']:.0f}")],
         "BBC's train part eight times. `datasets` maps in as many processes as threads; its figure holds their start, "
-        "'tokenizing alone' does not. kiln's figure holds its second look at truncated rows for their full length, the "
-        "sync and the hash; 'tokenizing alone' is `encode_texts`. Memory is that of the first process.",
+        "'tokenizing alone' does not. kiln's figure holds the count of what is cut off, the sync and the hash; 'tokenizing "
+        "alone' is `encode_texts`, which stops where a row is full. Memory is that of the first process.",
         quick=["--data", BBC / "test.csv"],
     ),
     "load-bbc": Workload(
