@@ -216,8 +216,13 @@ impl Predictor {
     }
 }
 
-/// Examples by number in batches, the longest first: similar lengths share a batch, and the last
-/// batches, at which workers may wait for each other, are the shortest.
+/// Tokens that fill a worker, which is one core: with four times as many, 9 % fewer examples went
+/// through in a second, in 1.7 times the memory (MiniLM-L6, texts of up to 512 tokens).
+const FILL: usize = 1024;
+
+/// Examples by number in batches of at most `max_tokens`, and of at most [`FILL`], the longest first:
+/// similar lengths share a batch, and the last batches, at which workers may wait for each other, are
+/// the shortest.
 fn batches(examples: &[Example<'_>], max_tokens: usize) -> Vec<Vec<usize>> {
     let length = |i: usize| examples[i].input_ids.len();
     let mut order: Vec<usize> = (0..examples.len()).collect();
@@ -225,7 +230,7 @@ fn batches(examples: &[Example<'_>], max_tokens: usize) -> Vec<Vec<usize>> {
     let mut batches = Vec::new();
     let mut rest = order.as_slice();
     while let [longest, ..] = rest {
-        let rows = (max_tokens / length(*longest).max(1)).clamp(1, rest.len());
+        let rows = (max_tokens.min(FILL) / length(*longest).max(1)).clamp(1, rest.len());
         let (batch, after) = rest.split_at(rows);
         batches.push(batch.to_vec());
         rest = after;
@@ -271,5 +276,6 @@ mod tests {
             assert!(padded <= 64 || batch.len() == 1, "{batch:?} has {padded} tokens");
         }
         assert!(self::batches(&[], 64).is_empty());
+        assert!(self::batches(&examples, usize::MAX).iter().all(|batch| batch.len() * lengths[batch[0]] <= FILL));
     }
 }
