@@ -216,8 +216,8 @@ impl Predictor {
     }
 }
 
-/// Tokens that fill a worker, which is one core: with four times as many, 9 % fewer examples went
-/// through in a second, in 1.7 times the memory (MiniLM-L6, texts of up to 512 tokens).
+/// Tokens that fill a worker, which is one core: four times as many took 1.7 times the memory and were
+/// no faster, on a machine with other work some 8 % slower (MiniLM-L6, texts of up to 512 tokens).
 const FILL: usize = 1024;
 
 /// Examples by number in batches of at most `max_tokens`, and of at most [`FILL`], the longest first:
