@@ -1,11 +1,19 @@
 //! Flat memory for parameters, their gradients and the optimizer's moments.
+use crate::{
+    memory::{Lent, Memory},
+    threads,
+};
 use candle_core::{Device, Result, bail};
+use rayon::prelude::*;
 use std::ops::Range;
+
+/// Elements of one task.
+const CHUNK: usize = 32768;
 
 /// A flat array of `f32` on one device.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    data: Vec<f32>,
+    data: Memory,
 }
 
 /// A contiguous part of a [`Buffer`], to read: a parameter.
@@ -37,7 +45,7 @@ impl Buffer {
         if !device.is_cpu() {
             bail!("a buffer was asked for on {device:?}: kernels run on the CPU only");
         }
-        Ok(Self { data })
+        Ok(Self { data: data.into() })
     }
 
     /// How many elements it holds.
@@ -47,7 +55,7 @@ impl Buffer {
 
     /// Whether it holds no element.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.len() == 0
     }
 
     /// A part, to read.
@@ -55,7 +63,7 @@ impl Buffer {
     /// # Panics
     /// Where the range goes past the end, as indexing a slice does.
     pub fn view(&self, range: Range<usize>) -> View<'_> {
-        View { data: &self.data[range] }
+        View { data: self.data.part(range) }
     }
 
     /// A part, to write.
@@ -63,7 +71,7 @@ impl Buffer {
     /// # Panics
     /// Where the range goes past the end, as indexing a slice does.
     pub fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
-        ViewMut { data: &mut self.data[range] }
+        ViewMut { data: self.data.part_mut(range) }
     }
 
     /// Several parts at once, to write.
@@ -71,11 +79,31 @@ impl Buffer {
     /// # Errors
     /// Where two ranges overlap or one goes past the end.
     pub fn views_mut<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> Result<[ViewMut<'_>; N]> {
-        let len = self.data.len();
-        match self.data.get_disjoint_mut(ranges.clone()) {
-            Ok(parts) => Ok(parts.map(|data| ViewMut { data })),
-            Err(e) => bail!("views {ranges:?} of a buffer of {len}: {e}"),
+        Ok(self.data.parts_mut(ranges)?.map(|data| ViewMut { data }))
+    }
+
+    /// Lends a part to another thread, until it drops it. Until then whoever reaches for it here panics.
+    ///
+    /// # Errors
+    /// Where the range goes past the end, or some of it is lent.
+    pub fn lend(&mut self, range: Range<usize>) -> Result<Lent> {
+        self.data.lend(range)
+    }
+
+    /// Adds another buffer's elements to these.
+    ///
+    /// # Errors
+    /// Where it has another length.
+    pub fn add(&mut self, other: &Buffer) -> Result<()> {
+        if self.len() != other.len() {
+            bail!("a buffer of {} is to be added to one of {}", other.len(), self.len());
         }
+        let (sum, other) = (self.data.all_mut(), other.data.all());
+        threads::install(|| {
+            let chunks = sum.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
+            chunks.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, x)| *sum += x));
+        });
+        Ok(())
     }
 
     /// A copy of a part.
@@ -83,7 +111,7 @@ impl Buffer {
     /// # Panics
     /// Where the range goes past the end, as indexing a slice does.
     pub fn read(&self, range: Range<usize>) -> Vec<f32> {
-        self.data[range].to_vec()
+        self.data.part(range).to_vec()
     }
 
     /// Copies `values` in, from element `offset` on.
@@ -91,20 +119,20 @@ impl Buffer {
     /// # Panics
     /// Where the values go past the end, as indexing a slice does.
     pub fn write(&mut self, offset: usize, values: &[f32]) {
-        self.data[offset..offset + values.len()].copy_from_slice(values);
+        self.data.part_mut(offset..offset + values.len()).copy_from_slice(values);
     }
 
     /// Sets every element to `value`.
     pub fn fill(&mut self, value: f32) {
-        self.data.fill(value);
+        self.data.all_mut().fill(value);
     }
 
     pub(crate) fn data(&self) -> &[f32] {
-        &self.data
+        self.data.all()
     }
 
     pub(crate) fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        self.data.all_mut()
     }
 }
 

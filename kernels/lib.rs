@@ -27,6 +27,7 @@
 mod add;
 mod buffer;
 mod cpu;
+mod memory;
 mod packing;
 mod product;
 mod random;
@@ -54,4 +55,5 @@ pub use buffer::{Buffer, View, ViewMut};
 pub use candle_core::{DType, Device, Error, Result, Tensor};
 pub use dropout::Dropout;
 pub use linear::Grad;
+pub use memory::Lent;
 pub use packing::Packing;

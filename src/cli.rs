@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Overrides;
+use crate::config::{Overrides, Processes};
 use crate::data::sample;
 
 /// Fine-tunes transformer classifiers: text in, a tested ONNX model out.
@@ -49,7 +49,7 @@ pub struct Options {
 impl Options {
     /// What these options lay over an experiment file.
     pub fn overrides(&self) -> Overrides {
-        Overrides { sets: self.set.clone(), root: self.root.clone(), threads: self.threads.map(usize::from) }
+        Overrides { sets: self.set.clone(), root: self.root.clone(), threads: self.threads.map(usize::from), ranks: 1 }
     }
 
     /// Says what only `-v` asks for.
@@ -73,7 +73,8 @@ pub enum Command {
   kiln train                                    the embedded sample, end to end
   kiln train experiments/bbc.toml
   kiln train experiments/bbc.toml --set train.epochs=1 --stop-after train
-  kiln train experiments/bbc.toml --resume bbc/3")]
+  kiln train experiments/bbc.toml --resume bbc/3
+  kiln train experiments/bbc.toml --nproc-per-node 4")]
     Train(Train),
     /// Reads, deduplicates, splits and encodes the data
     #[command(after_help = "Example:
@@ -131,6 +132,39 @@ pub struct Train {
     /// Starts a new run, whatever is unfinished
     #[arg(long)]
     pub new: bool,
+    /// Where the processes run that train together.
+    #[command(flatten)]
+    pub nodes: Nodes,
+}
+
+/// Processes that train together. Under torchrun, Slurm or SageMaker nothing of it need be said.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Many processes")]
+pub struct Nodes {
+    /// Processes to start on this machine: a number, or one for each `gpu` [default:
+    /// train.distributed.nproc_per_node]
+    #[arg(long, value_name = "N|gpu", value_parser = processes)]
+    pub nproc_per_node: Option<Processes>,
+    /// Machines
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub nnodes: u16,
+    /// This machine, from 0
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "master_addr")]
+    pub node_rank: u16,
+    /// Machine 0, as the others reach it
+    #[arg(long, value_name = "HOST", requires = "nnodes")]
+    pub master_addr: Option<String>,
+    /// Where machine 0 listens
+    #[arg(long, value_name = "PORT", default_value_t = 29500, value_parser = clap::value_parser!(u16).range(1..))]
+    pub master_port: u16,
+}
+
+fn processes(text: &str) -> Result<Processes, String> {
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(Processes::Count(count)),
+        _ if text == "gpu" => Ok(Processes::Gpu),
+        _ => Err("needs a number from 1 to 1024, or gpu".into()),
+    }
 }
 
 /// A stage of `kiln train`.

@@ -36,6 +36,9 @@ pub struct Config {
     pub data: Data,
     /// The models to train; one at least, with unique names.
     pub models: Vec<Model>,
+    /// How many processes train them together.
+    #[serde(default)] // runs made before the key was there
+    pub distributed: Distributed,
     /// How models become ONNX files.
     pub export: Export,
     /// How exported models are run.
@@ -242,11 +245,41 @@ pub struct Train {
     pub early_stopping_patience: usize,
     /// CPU threads.
     pub threads: usize,
+    /// Gradients have the same bits on 1, 2, 4 and 8 processes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")] // runs from before: their hash stays what it was
+    pub deterministic: bool,
     /// Layers keep their input alone for backward and are computed again there: less memory, more time.
     #[serde(default)] // runs from before there was this key
     pub recompute: bool,
     /// An earlier run's model to start from, as `experiment/run_num/model`.
     pub init_from: Option<String>,
+}
+
+/// How many processes train together. What they make depends on it in the last bits alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distributed {
+    /// Processes on each machine.
+    pub nproc_per_node: Processes,
+    /// Seconds that ranks wait for one another.
+    pub timeout_s: u64,
+    /// Gradients that are summed at once, in MB.
+    pub bucket_mb: u64,
+}
+
+/// Processes on each machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Processes {
+    /// So many.
+    Count(usize),
+    /// One for each GPU.
+    Gpu,
+}
+
+impl Default for Distributed {
+    fn default() -> Self {
+        Self { nproc_per_node: Processes::Count(1), timeout_s: 600, bucket_mb: 25 }
+    }
 }
 
 /// When training ends.

@@ -5,6 +5,7 @@ pub mod export;
 pub mod infer;
 pub mod models;
 pub mod prepare;
+pub mod ranks;
 pub mod sample;
 pub mod train;
 

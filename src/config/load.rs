@@ -26,6 +26,8 @@ pub struct Overrides {
     pub root: Option<PathBuf>,
     /// `--threads`: to train and to infer with.
     pub threads: Option<usize>,
+    /// How many processes train together on this machine, and share its threads; 0 is one.
+    pub ranks: usize,
 }
 
 impl Config {
@@ -59,7 +61,7 @@ impl Config {
             overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
         problems.extend(overrides.lay(&mut root).err());
 
-        let notes = table::Notes { base, problems: RefCell::new(problems) };
+        let notes = table::Notes { base, ranks: overrides.ranks.max(1), problems: RefCell::new(problems) };
         let root = table::Table::root(&notes, &root);
         let config = resolve::config(&root);
         root.finish();

@@ -115,6 +115,18 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
+        "<HEAD><MODEL>[model.train.distributed]\nenabled = true\n[train]\ndeterministic = 1\n[train.distributed]\nenabled = 1\nnproc_per_node = \"all\"\ntimeout_s = 0\nbuckets = 2",
+        &[],
+        &[
+            "7:1: `model.0.train.distributed` goes under [train]: all models are trained by the same processes",
+            "10:17: `train.deterministic` is 1: needs true or false",
+            "12:11: `train.distributed.enabled` is 1: needs true or false",
+            "13:18: `train.distributed.nproc_per_node` is \"all\": needs an integer from 1 to 1024 or \"gpu\"",
+            "14:13: `train.distributed.timeout_s` is 0: needs an integer from 1",
+            "15:1: unknown key `train.distributed.buckets`: did you mean `bucket_mb`?",
+        ],
+    ),
+    (
         "<HEAD><MODEL>[export]\nquantize = \"int4\"\nquantise = \"int8\"",
         &[],
         &[
@@ -296,6 +308,7 @@ fn what_is_left_out_has_its_default() {
         keep_checkpoints: 2,
         early_stopping_patience: 0,
         threads,
+        deterministic: false,
         recompute: false,
         init_from: None,
     };
@@ -314,6 +327,7 @@ fn what_is_left_out_has_its_default() {
             split: Split { validation: 0.1, test: 0.2, seed: 42 },
         },
         models: vec![Model { name: "m".into(), origin: Origin::Folder("dir/base".into()), max_length: 256, train }],
+        distributed: Distributed::default(),
         export: Export { opset: 12, quantize: Quantize::None },
         infer: Infer { workers: threads, max_tokens: 4096 },
         text: format!("{HEAD}{MODEL}"),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::config::{self, Duration};
 use crate::data::Dataset;
-use crate::data::sampler::{self, Sampler};
+use crate::data::sampler::{self, Sampler, Share};
 
 /// The process itself, its tokenizer, and what the allocator holds beyond what is in use: measured, 76
 /// to 134 MB with vocabularies of up to 30,000 tokens (benches/results/2026-11-23-memory.md).
@@ -67,7 +67,8 @@ impl Largest {
         };
         let all = |batch: &[u32]| batch.iter().map(|&i| train[i as usize] as u32).collect::<Vec<_>>();
         let tokens = |lengths: &Vec<u32>| lengths.iter().sum::<u32>();
-        let step = (0..steps).flat_map(|step| sampler.micro_batches(step)).map(|batch| all(&batch)).max_by_key(tokens);
+        let batches = (0..steps).flat_map(|step| sampler.micro_batches(step, Share::ALL).concat());
+        let step = batches.map(|batch| all(&batch)).max_by_key(tokens);
         let batches = sampler::sorted_batches(&validation, settings.micro_batch_tokens).into_iter();
         let evaluation = batches.map(|batch| batch.iter().map(|&i| validation[i] as u32).collect()).max_by_key(tokens);
         Self { step: step.unwrap_or_default(), evaluation: evaluation.unwrap_or_default(), from_data: true }

@@ -5,6 +5,7 @@
 //! | `job` | one model: its origin, its training, its folder |
 //! | `trainer` | the loop: micro-batches, the guard against NaN, evaluation, checkpoints |
 //! | `gate` | every trainable parameter has a gradient |
+//! | `reducer` | gradients summed over the ranks, beside the backward |
 //! | `optimizer` | AdamW's groups and moments |
 //! | `schedule` | learning-rate factors |
 //! | `loss` | class weights |
@@ -20,8 +21,11 @@ mod job;
 mod loss;
 mod memory;
 mod optimizer;
+mod reducer;
 mod schedule;
 mod signals;
+#[cfg(test)]
+mod tests;
 mod trainer;
 
 pub use checkpoint::{Best, Checkpoints, State};
@@ -31,6 +35,7 @@ pub use job::{Job, Start};
 pub use loss::class_weights;
 pub use memory::{Largest, Memory};
 pub use optimizer::{Optimizer, freeze};
+pub use reducer::{Reducer, Sums, Tree};
 pub use schedule::Schedule;
 pub use signals::{Signal, Signals};
-pub use trainer::{Outcome, Trainer};
+pub use trainer::{Outcome, Output, Trainer};

@@ -3,15 +3,18 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use kiln_kernels::cross_entropy;
-use kiln_models::nn::Mode;
+use kiln_kernels::{Buffer, cross_entropy};
+use kiln_models::nn::{Mode, Parameters};
+use sha2::{Digest as _, Sha256};
 
 use super::{
-    Best, Checkpoints, Optimizer, Schedule, Signal, Signals, State, class_weights, evaluate, gradient_coverage,
+    Best, Checkpoints, Optimizer, Reducer, Schedule, Signal, Signals, State, Sums, Tree, class_weights, evaluate,
+    gradient_coverage,
 };
-use crate::config::{self, Goal, Interval, Objective};
+use crate::config::{self, Goal, Interval, Objective, hex};
 use crate::data::Dataset;
-use crate::data::sampler::Sampler;
+use crate::data::sampler::{Sampler, Share};
+use crate::dist::{Communicator, Numbers};
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
 use crate::track::{Evaluation, Event, MetricsLog, Step};
@@ -25,35 +28,49 @@ pub enum Outcome {
     Interrupted(Signal, u64),
 }
 
+/// What the main process writes of a training.
+pub struct Output {
+    /// Its checkpoints.
+    pub checkpoints: Checkpoints,
+    /// metrics.jsonl.
+    pub log: MetricsLog,
+}
+
 /// One model's training. What it reads and writes is handed to it.
 pub struct Trainer<'a> {
+    ranks: &'a Communicator,
     classifier: &'a Classifier,
     train: &'a Dataset,
     validation: &'a Dataset,
     settings: &'a config::Train,
     objective: Objective,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
+    output: Option<Output>,
     optimizer: Optimizer,
+    reducer: Reducer<'a>,
+    tree: Tree,
     schedule: Schedule,
     sampler: Sampler,
     class_weights: Option<Vec<f32>>,
     total_steps: u64,
+    /// The first step of this process.
+    first: u64,
     state: State,
 }
 
 impl<'a> Trainer<'a> {
-    /// Prepares a training, and puts it where its newest checkpoint stands, if there is one.
+    /// Prepares a training, and puts it where its newest checkpoint stands, if there is one: on all ranks
+    /// as on the main process, the one that has an `output`.
     ///
     /// # Errors
     /// Settings that do not fit the model or the data, or a checkpoint that cannot be read.
     pub fn new(
+        ranks: &'a Communicator,
         classifier: &'a Classifier,
         (train, validation): (&'a Dataset, &'a Dataset),
         settings: &'a config::Train,
         objective: Objective,
-        checkpoints: Checkpoints,
-        mut log: MetricsLog,
+        bucket_bytes: usize,
+        mut output: Option<Output>,
     ) -> Result<Self> {
         let lengths: Vec<u32> = (0..train.len()).map(|i| train.length(i) as u32).collect();
         let sampler = Sampler::new(
@@ -70,23 +87,35 @@ impl<'a> Trainer<'a> {
         let counts = label_counts(train, classifier.id2label().len())?;
         label_counts(validation, counts.len())?;
         let class_weights = class_weights(&settings.class_weights, classifier.id2label(), &counts)?;
-        let mut optimizer = Optimizer::new(&classifier.built().parameters, settings)?;
-        let state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
-        log.cut_back(state.step)?;
+        if settings.deterministic {
+            Tree::fits(ranks.world_size())?;
+        }
+        let parameters = &classifier.built().parameters;
+        let mut optimizer = Optimizer::new(parameters, settings)?;
+        let mut state = State::default();
+        if let Some(Output { checkpoints, log }) = &mut output {
+            state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
+            log.cut_back(state.step)?;
+        }
+        let state = agree(ranks, state, parameters, &mut optimizer, (train, validation))?;
+        let reducer = Reducer::new(ranks, parameters, bucket_bytes);
         let schedule = Schedule::new(settings.schedule, settings.warmup, total_steps);
         Ok(Self {
+            ranks,
             classifier,
             train,
             validation,
             settings,
             objective,
-            checkpoints,
-            log,
+            output,
             optimizer,
+            reducer,
+            tree: Tree::default(),
             schedule,
             sampler,
             class_weights,
             total_steps,
+            first: state.step,
             state,
         })
     }
@@ -107,42 +136,11 @@ impl<'a> Trainer<'a> {
         progress: &Progress,
         print: impl Fn(&Evaluation) -> Result<()>,
     ) -> Result<Outcome> {
-        let parameters = &self.classifier.built().parameters;
-        let first = self.state.step;
         while self.state.step < self.total_steps && !self.state.stopped_early {
-            let (step, started) = (self.state.step, Instant::now());
-            let batch = self.sampler.micro_batches(step);
-            let weight = self.weight(&batch);
-            let mut loss = 0.0;
-            for micro_batch in &batch {
-                loss += self.backward(micro_batch, weight)?;
-            }
-            if step == first {
-                gradient_coverage(parameters)
-                    .with_context(|| format!("step {step}; {}", self.blame(&batch.concat())))?;
-            }
-            let grad_norm = self.optimizer.gradient_norm(parameters)?;
-            if !grad_norm.is_finite() {
-                bail!("step {step}: the gradient's norm is {grad_norm}; {}", self.blame(&batch.concat()));
-            }
-            let learning_rate = self.settings.learning_rate * self.schedule.factor(step);
-            self.optimizer.step(parameters, step, learning_rate, grad_norm)?;
-
-            self.state.step += 1;
-            self.state.loss_sum += loss;
-            self.state.loss_weight += weight;
-            let tokens: usize = batch.iter().flatten().map(|&i| self.train.length(i as usize)).sum();
-            let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
-            let (step, epoch, train_loss) = (self.state.step, self.epoch(), loss / weight);
-            self.log.append(&Event::Step(Step {
-                step,
-                epoch,
-                train_loss,
-                learning_rate,
-                grad_norm,
-                tokens_per_second,
-            }))?;
-            progress.set(step, &format!("loss {train_loss:.3} · {tokens_per_second:.0} tokens/s"));
+            let (done, signal) = self.step(signals.received())?;
+            let (loss, rate) = (done.train_loss, done.tokens_per_second);
+            progress.set(done.step, &format!("loss {loss:.3} · {rate:.0} tokens/s"));
+            self.append(&Event::Step(done))?;
 
             let mut best = false;
             if self.is_due(self.settings.eval) {
@@ -150,9 +148,9 @@ impl<'a> Trainer<'a> {
                 best = evaluation.best;
                 progress.suspend(|| print(&evaluation))?;
             }
-            let signal = signals.received();
-            if best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save) {
-                self.checkpoints.save(&self.state, self.classifier, &self.optimizer)?;
+            let due = best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save);
+            if let (true, Some(output)) = (due, &self.output) {
+                output.checkpoints.save(&self.state, self.classifier, &self.optimizer)?;
             }
             if let Some(signal) = signal {
                 return Ok(Outcome::Interrupted(signal, self.state.step));
@@ -167,9 +165,85 @@ impl<'a> Trainer<'a> {
             .ok_or_else(|| anyhow::anyhow!("no step was made: there is nothing to train"))
     }
 
+    /// One optimizer step on all ranks, which agree on a signal that has come to any of them.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    pub fn step(&mut self, signal: Option<Signal>) -> Result<(Step, Option<Signal>)> {
+        let parameters = &self.classifier.built().parameters;
+        let (step, started) = (self.state.step, Instant::now());
+        let batch = self.sampler.batch(step);
+        let weight = self.weight(&batch);
+        let losses = self.gradients(weight)?;
+        if step == self.first && !losses.is_empty() {
+            gradient_coverage(parameters).with_context(|| format!("step {step}; {}", self.blame(&batch)))?;
+        }
+        let (loss, signal) = self.gather(losses, signal)?;
+        let grad_norm = self.optimizer.gradient_norm(parameters)?;
+        if !grad_norm.is_finite() {
+            bail!("step {step}: the gradient's norm is {grad_norm}; {}", self.blame(&batch));
+        }
+        let learning_rate = self.settings.learning_rate * self.schedule.factor(step);
+        self.optimizer.step(parameters, step, learning_rate, grad_norm)?;
+        self.state.step += 1;
+        self.state.loss_sum += loss;
+        self.state.loss_weight += weight;
+        let tokens: usize = batch.iter().map(|&i| self.train.length(i as usize)).sum();
+        let done = Step {
+            step: self.state.step,
+            epoch: self.epoch(),
+            train_loss: loss / weight,
+            learning_rate,
+            grad_norm,
+            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+        };
+        Ok((done, signal))
+    }
+
+    #[cfg(test)]
+    pub(super) fn gradients_of_the_next_step(&mut self) -> Result<()> {
+        let batch = self.sampler.batch(self.state.step);
+        let weight = self.weight(&batch);
+        self.gradients(weight).map(drop)
+    }
+
+    /// The step's gradients, summed over all ranks. Returns the losses of this rank's sums that have examples.
+    fn gradients(&mut self, weight: f64) -> Result<Vec<f64>> {
+        let Self { settings, ranks, .. } = *self;
+        let deterministic = settings.deterministic;
+        let share = Share { rank: ranks.rank(), world_size: ranks.world_size(), deterministic };
+        let shares = self.sampler.micro_batches(self.state.step, share);
+        let mut losses = Vec::new();
+        let mut sums = (!deterministic).then(|| self.reducer.begin());
+        for micro_batches in &shares {
+            let mut loss = 0.0;
+            for (i, micro_batch) in micro_batches.iter().enumerate() {
+                let last = i + 1 == micro_batches.len();
+                loss += self.backward(micro_batch, weight, sums.as_mut().filter(|_| last))?;
+            }
+            losses.extend((!micro_batches.is_empty()).then_some(loss));
+            if deterministic {
+                self.tree.push(&self.classifier.built().parameters, shares.len())?;
+            }
+        }
+        match sums {
+            Some(sums) => sums.finish()?,
+            None => self.reducer.sum_in_a_tree()?,
+        }
+        Ok(losses)
+    }
+
+    /// Sums the losses of all ranks, and agrees on a signal that has come to any of them.
+    fn gather(&self, losses: Vec<f64>, signal: Option<Signal>) -> Result<(f64, Option<Signal>)> {
+        let all = self.ranks.all_gather(&(losses, signal.map(Signal::number)))?;
+        let loss = all.iter().flat_map(|(losses, _)| losses).sum();
+        Ok((loss, all.iter().find_map(|(_, signal)| Signal::new((*signal)?))))
+    }
+
     /// Forward and backward of a micro-batch, whose loss is its sum over the whole batch's weight:
-    /// so any cut of the batch gives the same gradient. Returns the sum.
-    fn backward(&self, micro_batch: &[u32], weight: f64) -> Result<f64> {
+    /// so any cut of the batch gives the same gradient. Returns the sum. `sums` is given with the last
+    /// micro-batch: gradients are complete as backward leaves them.
+    fn backward(&self, micro_batch: &[u32], weight: f64, sums: Option<&mut Sums<'_>>) -> Result<f64> {
         let examples: Vec<_> = micro_batch.iter().map(|&i| self.train.example(i as usize)).collect();
         let ids = micro_batch.iter().map(|&i| u64::from(i)).collect();
         let labels: Vec<u32> = micro_batch.iter().filter_map(|&i| self.train.label(i as usize)).collect();
@@ -189,23 +263,26 @@ impl<'a> Trainer<'a> {
             bail!("step {}: the loss is not finite; {}", self.state.step, self.blame(&broken));
         }
         if let Some(tape) = inputs.tape() {
-            tape.backward(&logits, dlogits)?;
+            match sums {
+                Some(sums) => tape.backward_with(&logits, dlogits, |parameter| sums.complete(parameter))?,
+                None => tape.backward(&logits, dlogits)?,
+            }
         }
         Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
     }
 
     /// The total weight of a global batch's examples.
-    fn weight(&self, batch: &[Vec<u32>]) -> f64 {
+    fn weight(&self, batch: &[u32]) -> f64 {
         let weight = |i: &u32| match (&self.class_weights, self.train.label(*i as usize)) {
             (Some(weights), Some(label)) => f64::from(weights[label as usize]),
             _ => 1.0,
         };
-        let sum: f64 = batch.iter().flatten().map(weight).sum();
+        let sum: f64 = batch.iter().map(weight).sum();
         if sum > 0.0 { sum } else { 1.0 } // where nothing counts: a gradient of zeros, not 0/0
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
-        let figures = evaluate(self.classifier, self.validation, self.settings.micro_batch_tokens)?
+        let figures = evaluate(self.ranks, self.classifier, self.validation, self.settings.micro_batch_tokens)?
             .statistics(self.classifier.id2label());
         let value = figures.get(self.objective.metric);
         let best = self.state.best.is_none_or(|best| match self.objective.goal {
@@ -232,8 +309,12 @@ impl<'a> Trainer<'a> {
             validation_weighted_f1: figures.weighted_f1,
             best,
         };
-        self.log.append(&Event::Evaluation(evaluation.clone()))?;
+        self.append(&Event::Evaluation(evaluation.clone()))?;
         Ok(evaluation)
+    }
+
+    fn append(&mut self, event: &Event) -> Result<()> {
+        self.output.as_mut().map_or(Ok(()), |output| output.log.append(event))
     }
 
     /// Whether what comes at `interval` is due after the steps done; all is due at the end.
@@ -265,6 +346,41 @@ impl<'a> Trainer<'a> {
             self.settings.max_grad_norm
         )
     }
+}
+
+/// Puts all ranks where the main process stands, after making sure that they read the same rows.
+fn agree(
+    ranks: &Communicator,
+    state: State,
+    parameters: &Parameters,
+    optimizer: &mut Optimizer,
+    parts: (&Dataset, &Dataset),
+) -> Result<State> {
+    if ranks.world_size() == 1 {
+        return Ok(state);
+    }
+    let rows = |dataset: &Dataset| {
+        (0..dataset.len()).fold(Sha256::new(), |hash, i| {
+            let labelled = hash.chain_update(dataset.label(i).unwrap_or(u32::MAX).to_le_bytes());
+            labelled.chain_update((dataset.length(i) as u64).to_le_bytes())
+        })
+    };
+    let mine = (parameters.elements(), hex(&rows(parts.0).finalize()), hex(&rows(parts.1).finalize()));
+    let all = ranks.all_gather(&mine)?;
+    if let Some(rank) = all.iter().position(|other| *other != all[0]) {
+        bail!("rank {rank} has other rows or another model than rank 0: give all ranks the same files");
+    }
+    let state = ranks.from_main(Some(&state))?;
+    let from_main = |buffer: &mut Buffer| {
+        let mut lent = buffer.lend(0..buffer.len())?;
+        ranks.submit(move |group| group.broadcast(Numbers::F32(&mut lent), 0)).wait()
+    };
+    from_main(&mut parameters.values_mut())?;
+    if state.step > 0 {
+        from_main(&mut optimizer.exp_avg)?;
+        from_main(&mut optimizer.exp_avg_sq)?;
+    }
+    Ok(state)
 }
 
 /// How often a part has each label.
