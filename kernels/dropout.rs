@@ -38,11 +38,13 @@ impl Dropout {
     }
 
     pub(crate) fn mask(&self, example_id: u64) -> Mask {
-        Mask {
-            key: random::key(&[self.seed, self.step, example_id, u64::from(self.site)]),
-            threshold: (f64::from(self.probability) * 2f64.powi(32)) as u32,
-            scale: 1.0 / (1.0 - self.probability),
-        }
+        let (threshold, scale) = self.threshold_and_scale();
+        Mask { key: random::key(&[self.seed, self.step, example_id, u64::from(self.site)]), threshold, scale }
+    }
+
+    /// Elements whose random bits are below the threshold are dropped, the others scaled.
+    pub(crate) fn threshold_and_scale(&self) -> (u32, f32) {
+        ((f64::from(self.probability) * 2f64.powi(32)) as u32, 1.0 / (1.0 - self.probability))
     }
 }
 

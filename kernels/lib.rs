@@ -27,6 +27,8 @@
 mod add;
 mod buffer;
 mod cpu;
+#[cfg(test)]
+mod gpu;
 mod packing;
 mod product;
 mod random;

@@ -1,0 +1,81 @@
+//! Launching kernels on a GPU: what is the same for CUDA and for the emulator that runs the same
+//! sources on the CPU in tests.
+//!
+//! `kernels/X.cu` holds the kernels beside their CPU twins of `X.rs`, and `gpu/X.rs` the code that
+//! launches them: grid, block, shared memory and arguments, over [`Gpu`].
+use crate::{Dropout, random};
+use candle_core::Result;
+use std::{borrow::Cow, ffi::c_void};
+
+#[cfg(test)]
+pub(crate) mod emulated;
+
+/// The header of all kernels.
+const HEADER: &str = include_str!("device.cuh");
+
+/// One source of kernels, which are compiled together. It begins with `#include "gpu/device.cuh"`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Module {
+    pub name: &'static str,
+    pub source: &'static str,
+}
+
+impl Module {
+    /// The source with the header in it: a compiler needs no other file.
+    pub fn text(&self) -> Cow<'static, str> {
+        self.source.replacen("#include \"gpu/device.cuh\"", HEADER, 1).into()
+    }
+}
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of each.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory for each block. More than 48 KiB a [`Gpu`] asks for by the
+    /// kernel's attribute; 99 KiB is what all devices since sm_80 have.
+    pub shared_bytes: u32,
+}
+
+/// A kernel's argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Arg {
+    /// An address on the device. Zero is null: an optional operand that is absent.
+    Pointer(u64),
+    I32(i32),
+    U32(u32),
+    U64(u64),
+    F32(f32),
+}
+
+impl Arg {
+    /// Where the value lies, as a launch takes it.
+    pub fn as_ptr(&self) -> *const c_void {
+        match self {
+            Arg::Pointer(x) | Arg::U64(x) => std::ptr::from_ref(x).cast(),
+            Arg::I32(x) => std::ptr::from_ref(x).cast(),
+            Arg::U32(x) => std::ptr::from_ref(x).cast(),
+            Arg::F32(x) => std::ptr::from_ref(x).cast(),
+        }
+    }
+}
+
+/// What launches kernels, one after another in the order of the calls.
+pub(crate) trait Gpu {
+    /// Starts `kernel` of `module`, compiling it at first use. It does not wait for its end.
+    ///
+    /// # Errors
+    /// Where it does not compile, does not have that kernel, or the launch is refused.
+    fn launch(&self, module: &Module, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
+}
+
+/// `device.cuh`'s `Mask` without its example id: `(u64 key, u32 site, u32 threshold, float scale)`.
+pub(crate) fn dropout_args(dropout: Option<&Dropout>) -> [Arg; 4] {
+    let (key, site, threshold, scale) = dropout.map_or((0, 0, 0, 1.0), |d| {
+        let (threshold, scale) = d.threshold_and_scale();
+        (random::key(&[d.seed, d.step]), d.site, threshold, scale)
+    });
+    [Arg::U64(key), Arg::U32(site), Arg::U32(threshold), Arg::F32(scale)]
+}
