@@ -5,13 +5,13 @@
 //! launches them: grid, block, shared memory and arguments, over [`Gpu`].
 use crate::{Dropout, random};
 use candle_core::Result;
-use std::{borrow::Cow, ffi::c_void};
+use std::ffi::c_void;
 
 #[cfg(test)]
 pub(crate) mod emulated;
 
-/// The header of all kernels.
-const HEADER: &str = include_str!("device.cuh");
+/// The headers of the kernels: `device.cuh` is all kernels' first.
+const HEADERS: [(&str, &str); 1] = [("#include \"gpu/device.cuh\"", include_str!("device.cuh"))];
 
 /// One source of kernels, which are compiled together. It begins with `#include "gpu/device.cuh"`.
 #[derive(Clone, Copy, Debug)]
@@ -21,9 +21,9 @@ pub(crate) struct Module {
 }
 
 impl Module {
-    /// The source with the header in it: a compiler needs no other file.
-    pub fn text(&self) -> Cow<'static, str> {
-        self.source.replacen("#include \"gpu/device.cuh\"", HEADER, 1).into()
+    /// The source with the headers in it: a compiler needs no other file.
+    pub fn text(&self) -> String {
+        HEADERS.iter().fold(self.source.to_owned(), |text, (include, header)| text.replacen(include, header, 1))
     }
 }
 
