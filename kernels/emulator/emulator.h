@@ -72,6 +72,7 @@ static std::vector<std::unique_ptr<Fiber>> fibers; // kept from block to block
 static std::vector<std::unique_ptr<char[]>> stacks;
 static unsigned threads, current;
 static jmp_buf scheduler;
+static std::mutex one_at_a_time; // launches
 static std::vector<unsigned char> shared;
 static char* shared_start;
 static char error[512];
@@ -207,7 +208,6 @@ template <class... A> struct Call {
 // launch: grid, block, bytes of dynamic shared memory. Gives null, or what went wrong.
 template <class... A>
 inline const char* launch(void (*kernel)(A...), const unsigned* launch, const char* kinds, void* const* args) {
-    static std::mutex one_at_a_time;
     std::lock_guard<std::mutex> lock(one_at_a_time);
     *error = 0;
     const char wants[] = {kind_of<A>()..., 0};
