@@ -52,7 +52,7 @@ constexpr unsigned char POISON = 0xff;                                     // Na
 enum class State { Ready, Waits, Done };
 
 // One cp.async.
-struct Copy { void* to; const void* from; bool valid; int group; };
+struct Copy { void* to; const void* from; int bytes; bool valid; int group; };
 
 struct Fiber {
     ucontext_t start;
@@ -72,6 +72,7 @@ static std::vector<std::unique_ptr<Fiber>> fibers; // kept from block to block
 static std::vector<std::unique_ptr<char[]>> stacks;
 static unsigned threads, current;
 static jmp_buf scheduler;
+static std::mutex one_at_a_time; // launches
 static std::vector<unsigned char> shared;
 static char* shared_start;
 static char error[512];
@@ -207,7 +208,6 @@ template <class... A> struct Call {
 // launch: grid, block, bytes of dynamic shared memory. Gives null, or what went wrong.
 template <class... A>
 inline const char* launch(void (*kernel)(A...), const unsigned* launch, const char* kinds, void* const* args) {
-    static std::mutex one_at_a_time;
     std::lock_guard<std::mutex> lock(one_at_a_time);
     *error = 0;
     const char wants[] = {kind_of<A>()..., 0};
@@ -349,10 +349,11 @@ inline u32 round_bf16(float x) {
 inline u32 pack_bf16(float first, float second) { return round_bf16(first) | round_bf16(second) << 16; }
 inline float exp2_fast(float x) { return exp2f(x); }
 
-inline void cp_async(void* shared, const void* global, bool valid) {
-    if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16)) emulator::fail("cp_async: not aligned to 16 bytes");
+template <int BYTES> inline void cp_async(void* shared, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    if ((uintptr_t)shared % BYTES || (uintptr_t)global % BYTES) emulator::fail("cp_async: not aligned to %d bytes", BYTES);
     auto& fiber = *emulator::fibers[emulator::current];
-    fiber.copies.push_back({shared, global, valid, fiber.groups});
+    fiber.copies.push_back({shared, global, BYTES, valid, fiber.groups});
 }
 inline void cp_async_commit() { emulator::fibers[emulator::current]->groups++; }
 template <int PENDING> inline void cp_async_wait() {
@@ -360,8 +361,8 @@ template <int PENDING> inline void cp_async_wait() {
     std::vector<emulator::Copy> later;
     for (auto& copy : fiber.copies) {
         if (copy.group >= fiber.groups - PENDING) later.push_back(copy);
-        else if (copy.valid) memcpy(copy.to, copy.from, 16);
-        else memset(copy.to, 0, 16);
+        else if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
     }
     fiber.copies = later;
 }

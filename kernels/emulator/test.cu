@@ -30,8 +30,8 @@ KERNEL(mask)
 extern "C" __global__ void product(float* c, const bf16* a, const bf16* b) {
     bf16* tiles = (bf16*)dynamic_shared();
     u32 lane = threadIdx.x;
-    cp_async(tiles + 8 * lane, a + 8 * lane, true);
-    cp_async(tiles + 256 + 8 * lane, b + 8 * lane, true);
+    cp_async<16>(tiles + 8 * lane, a + 8 * lane, true);
+    cp_async<16>(tiles + 256 + 8 * lane, b + 8 * lane, true);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -77,7 +77,7 @@ KERNEL(writes_past_shared)
 
 extern "C" __global__ void does_not_wait(float* y, const float* x) {
     float* tile = (float*)dynamic_shared();
-    if (threadIdx.x < 8) cp_async(tile + 4 * threadIdx.x, x + 4 * threadIdx.x, false);
+    if (threadIdx.x < 8) cp_async<16>(tile + 4 * threadIdx.x, x + 4 * threadIdx.x, false);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();

@@ -35,11 +35,16 @@ __device__ inline float exp2_fast(float x) {
     return y;
 }
 
-// Starts to copy 16 bytes to shared memory, or zeros where they are not valid.
-__device__ inline void cp_async(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
+// Starts to copy 16, 8 or 4 bytes to shared memory, or zeros where they are not valid.
+template <int BYTES> __device__ inline void cp_async(void* shared, const void* global, bool valid) {
+    if constexpr (BYTES == 16) // past the first-level cache
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                     "r"(valid ? 16 : 0)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES),
+                     "r"(valid ? BYTES : 0)
+                     : "memory");
 }
 
 // The copies started since the last call are one group.

@@ -181,7 +181,7 @@ mod tests {
         let mut x = values(&tensor(1, &[100]));
         x.extend([0.0, -0.0, f32::INFINITY, 1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8), 3.4e38, 1e-40]);
         x.resize(128, 7.0);
-        let (input, output) = (Memory::new(&x), Memory::uninit(x.len()));
+        let (input, output) = (Memory::new(&x), Memory::<bf16>::uninit(x.len()));
         let Some(done) = launch("narrow", 1, 128, &[output.pointer(), input.pointer()]) else { return Ok(()) };
         done?;
         assert_eq!(output.read(), x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
@@ -192,7 +192,7 @@ mod tests {
     fn masks_are_the_cpu_kernels() -> Result<()> {
         let dropout = Dropout { probability: 0.3, seed: 42, step: 5, site: 2 };
         for dropout in [Some(dropout), None] {
-            let output = Memory::uninit(128);
+            let output = Memory::<f32>::uninit(128);
             let args = [&[output.pointer(), Arg::U64(77)][..], &super::super::dropout_args(dropout.as_ref())].concat();
             let Some(done) = launch("mask", 1, 128, &args) else { return Ok(()) };
             done?;
@@ -228,7 +228,7 @@ mod tests {
         for (kernel, args, says) in [
             ("diverges", vec![], "waits for thread 0 of the block, which has ended"),
             ("waits_forever", vec![], "waits forever in __syncthreads"),
-            ("shuffles_apart", vec![], "is in __shfl_xor_sync with mask"),
+            ("shuffles_apart", vec![], "lane 0 is in __shfl_down_sync"),
             ("writes_past_shared", vec![], "wrote outside its dynamic shared memory"),
             ("mask", vec![out.pointer()], "called with (p), its parameters are (plluuf)"),
         ] {
