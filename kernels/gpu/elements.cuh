@@ -76,7 +76,7 @@ struct RowMask {
 };
 
 // Elements of a flat buffer that a block goes through.
-constexpr u32 CHUNK = 8192;
+[[maybe_unused]] constexpr u32 CHUNK = 8192;
 
 // Calls f(first element, Width, segment) until this block's chunk of its segment is done. Segment i
 // is bounds[2 i] to bounds[2 i + 1] and begins at block first_blocks[i]; chunks begin at multiples of
