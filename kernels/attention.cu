@@ -1,0 +1,431 @@
+// Softmax attention over packed sequences on the tensor cores: bf16 in and out, f32 between.
+//
+// The tiles are FlashAttention-2's (Dao 2023): a block has some queries of one head of one sequence
+// and goes over the keys with an online softmax; backward makes the probabilities again from lse.
+// Backward's block has some keys and goes over the queries, which gives dk and dv. Where a sequence's
+// keys fit one block, so do all of dq's terms, and it is made there; a longer one gets it in a second
+// pass over query tiles. That is 7 products for 5, against adding to dq in f32 by atomics: no
+// memory of f32 for dq, and the same bits every time.
+//
+// What limits it on an H100 (3.35 TB/s; mma.sync some 600 TFLOP/s, 2560 FLOP a clock and SM), at head_dim 64:
+// - length 128: forward moves 64 KiB a head for 4.2 MFLOP, 64 FLOP a byte, and is bound by memory: 20 ns
+//   a head of the whole device against 7 ns. Backward moves 144 KiB and the dots 32 KiB for 10.5 MFLOP:
+//   bound by memory too. So: all of a head in one block, each byte read once, 2 or more blocks on an SM.
+// - length 512: 256 FLOP a byte; products bind, and before them shared memory (128 bytes a clock). A
+//   warp of 16 queries would read 1 byte of k or v for 16 FLOP: 2048 a clock, less than the tensor cores take.
+//   Forward's warps therefore have 32 queries where registers allow it, up to head_dim 64. Blocks of 128 queries ask
+//   L2 for a byte each 128 FLOP.
+// - dropout's hash costs some 10 integer operations a score, 0.16 clocks an SM, as much as forward's
+//   products: it is bits for bits the CPU's.
+#include "gpu/device.cuh"
+#include "gpu/attention.cuh"
+
+constexpr int CHUNKS = D / 8;             // of 16 bytes in a row
+constexpr int KEYS = 64;                  // forward's keys in shared memory at a time, twice
+constexpr int BLOCKS = D <= 64 ? 2 : 1;   // of 16 queries for a forward warp
+constexpr int QUERIES = 32;               // backward's queries in shared memory at a time, twice
+constexpr int QUERY_KEYS = 32;            // the second pass's keys in shared memory at a time, twice
+constexpr int THREADS = D <= 64 ? 256 : 128; // backward's most
+constexpr int MIN_BLOCKS = D <= 64 ? 2 : 1;  // 128 registers a thread for 16 warps on an SM
+constexpr u32 ALL = 0xffffffff;
+
+// Tiles lie in shared memory row by row, each row's chunks in an order that lets 8 rows' same chunk
+// fall on all banks.
+template <int COLUMNS = D> __device__ inline bf16* at(bf16* tile, int row, int chunk) {
+    return tile + row * COLUMNS + 8 * (chunk ^ (COLUMNS >= 64 ? row & 7 : row >> 1 & 3));
+}
+
+// Starts to copy `count` rows of a head, all but the first `rows` of them zeros.
+__device__ inline void load(bf16* tile, const bf16* from, int count, int rows, u32 hidden, u32 head_dim) {
+    for (int i = threadIdx.x; i < count * CHUNKS; i += blockDim.x) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        bool valid = row < rows && 8 * chunk < head_dim;
+        cp_async<16>(at(tile, row, chunk), valid ? from + (u64)row * hidden + 8 * chunk : from, valid);
+    }
+}
+
+// The same for one number a row.
+__device__ inline void load(float* column, const float* from, int count, int rows) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) cp_async<4>(column + i, i < rows ? from + i : from, i < rows);
+}
+
+// Operands of mma from a tile of 16 rows × 16 columns at (row, 8 * chunk), for this lane. `a` and `b`
+// have the tile's rows as the product's rows (a) or columns (b); transposed, its columns.
+template <int COLUMNS = D> __device__ inline void load_a(u32 (&a)[4], bf16* tile, int row, int chunk, int lane) {
+    ldmatrix(a, at<COLUMNS>(tile, row + lane % 16, chunk + lane / 16));
+}
+template <int COLUMNS = D> __device__ inline void load_a_transposed(u32 (&a)[4], bf16* tile, int row, int chunk, int lane) {
+    ldmatrix_transposed(a, at<COLUMNS>(tile, row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+}
+__device__ inline void load_b(u32 (&b)[4], bf16* tile, int row, int chunk, int lane) {
+    ldmatrix(b, at(tile, row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+}
+__device__ inline void load_b_transposed(u32 (&b)[4], bf16* tile, int row, int chunk, int lane) {
+    ldmatrix_transposed(b, at(tile, row + lane % 16, chunk + lane / 16));
+}
+
+// c [16, 16] += a·b.
+__device__ inline void multiply(float (&left)[4], float (&right)[4], const u32 (&a)[4], const u32 (&b)[4]) {
+    mma(left, a, b[0], b[1]);
+    mma(right, a, b[2], b[3]);
+}
+
+// Two neighbouring results [16, 8] as the operand a [16, 16] of another product.
+__device__ inline void as_a(u32 (&a)[4], const float (&left)[4], const float (&right)[4]) {
+    a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
+    a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
+}
+
+// A warp's 16 rows, times a factor for its upper and one for its lower 8, to `to`, by way of 16 rows of
+// shared memory that no other warp uses.
+__device__ inline void store(bf16* to, const float (&c)[D / 8][4], float upper, float lower, bf16* tile, int first, int rows,
+                             u32 hidden, u32 head_dim, int lane) {
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+        *(u32*)(at(tile, first + lane / 4, j) + 2 * (lane % 4)) = pack_bf16(c[j][0] * upper, c[j][1] * upper);
+        *(u32*)(at(tile, first + lane / 4 + 8, j) + 2 * (lane % 4)) = pack_bf16(c[j][2] * lower, c[j][3] * lower);
+    }
+    __syncwarp();
+    for (int i = lane; i < 16 * CHUNKS; i += 32) {
+        int row = first + i / CHUNKS, chunk = i % CHUNKS;
+        if (row < rows && 8 * chunk < head_dim)
+            *(uint4*)(to + (u64)row * hidden + 8 * chunk) = *(const uint4*)at(tile, row, chunk);
+    }
+}
+
+__device__ inline float quad_sum(float x) {
+    x += __shfl_xor_sync(ALL, x, 1);
+    return x + __shfl_xor_sync(ALL, x, 2);
+}
+
+__device__ inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL, x, 2));
+}
+
+__device__ inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
+
+// Shared memory: q [tile, D], k and v [2][KEYS, D]; tile = threads / 32 * 16 * BLOCKS.
+extern "C" __global__ void __launch_bounds__(128)
+    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* offsets,
+                 const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, u32 head_dim, float scale, u64 dropout_key,
+                 u32 site, u32 threshold, float dropout_scale) {
+    const Task task(offsets, tiles, firsts, rows, head_dim);
+    const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
+    const u32 hidden = task.hidden;
+    const int keys = task.keys, tile = blockDim.x / 32 * 16 * BLOCKS, first = task.tile * tile;
+    const int queries = min(task.queries - first, tile), warp_first = threadIdx.x / 32 * 16 * BLOCKS, lane = threadIdx.x % 32;
+    const float to_exponent = scale * LOG2E;
+    bf16 *q_tile = (bf16*)dynamic_shared(), *k_tiles = q_tile + tile * D, *v_tiles = k_tiles + 2 * KEYS * D;
+    out += task.query + (u64)first * hidden, q += task.query + (u64)first * hidden, k += task.key, v += task.key;
+
+    auto load_keys = [&](int start, int stage) {
+        int left = keys - start, count = min(KEYS, round_up(left, 16));
+        load(k_tiles + stage * KEYS * D, k + (u64)start * hidden, count, left, hidden, head_dim);
+        load(v_tiles + stage * KEYS * D, v + (u64)start * hidden, count, left, hidden, head_dim);
+        cp_async_commit();
+    };
+    load(q_tile, q, min(tile, round_up(queries, 16 * BLOCKS)), queries, hidden, head_dim);
+    load_keys(0, 0);
+
+    u32 q_operand[BLOCKS][D / 16][4];
+    float o[BLOCKS][D / 8][4] = {}, greatest[BLOCKS][2], sum[BLOCKS][2] = {};
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++) greatest[m][0] = greatest[m][1] = minus_infinity();
+
+    for (int start = 0, stage = 0; start < keys; start += KEYS, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (start + KEYS < keys) load_keys(start + KEYS, stage ^ 1);
+        if (warp_first >= queries) continue;
+        if (start == 0) {
+#pragma unroll
+            for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+                for (int c = 0; c < D / 16; c++) load_a(q_operand[m][c], q_tile, warp_first + 16 * m, 2 * c, lane);
+        }
+        bf16 *k_tile = k_tiles + stage * KEYS * D, *v_tile = v_tiles + stage * KEYS * D;
+
+        float s[BLOCKS][KEYS / 8][4] = {};
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            if (start + 16 * n >= keys) continue;
+#pragma unroll
+            for (int c = 0; c < D / 16; c++) {
+                u32 b[4];
+                load_b(b, k_tile, 16 * n, 2 * c, lane);
+#pragma unroll
+                for (int m = 0; m < BLOCKS; m++) multiply(s[m][2 * n], s[m][2 * n + 1], q_operand[m][c], b);
+            }
+        }
+        if (start + KEYS > keys) {
+#pragma unroll
+            for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        if (start + 8 * j + 2 * (lane % 4) + i % 2 >= keys) s[m][j][i] = minus_infinity();
+        }
+#pragma unroll
+        for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) { // a lane has row lane / 4 of 16, and the one 8 below
+                float top = greatest[m][half];
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; j++) top = fmaxf(top, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
+                top = quad_max(top);
+                float keep = exp2_fast((greatest[m][half] - top) * to_exponent), shift = top * to_exponent;
+                greatest[m][half] = top;
+                sum[m][half] *= keep;
+#pragma unroll
+                for (int j = 0; j < D / 8; j++) o[m][j][2 * half] *= keep, o[m][j][2 * half + 1] *= keep;
+                u32 element = task.element(first + warp_first + 16 * m + lane / 4 + 8 * half) + start + 2 * (lane % 4);
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; i++) {
+                        float p = exp2_fast(fmaf(s[m][j][i], to_exponent, -shift));
+                        sum[m][half] += p;
+                        s[m][j][i] = mask.drops() ? p * mask.factor(element + 8 * j + i % 2) : p;
+                    }
+            }
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            if (start + 16 * n >= keys) continue;
+            u32 p[BLOCKS][4];
+#pragma unroll
+            for (int m = 0; m < BLOCKS; m++) as_a(p[m], s[m][2 * n], s[m][2 * n + 1]);
+#pragma unroll
+            for (int c = 0; c < D / 16; c++) {
+                u32 b[4];
+                load_b_transposed(b, v_tile, 16 * n, 2 * c, lane);
+#pragma unroll
+                for (int m = 0; m < BLOCKS; m++) multiply(o[m][2 * c], o[m][2 * c + 1], p[m], b);
+            }
+        }
+    }
+    if (warp_first >= queries) return;
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++) {
+        int row = warp_first + 16 * m;
+        float upper = quad_sum(sum[m][0]), lower = quad_sum(sum[m][1]);
+        if (lane % 4 == 0) {
+            float* to = lse + task.lse + first + row + lane / 4;
+            if (row + lane / 4 < queries) to[0] = greatest[m][0] * scale + logf(upper);
+            if (row + lane / 4 + 8 < queries) to[8] = greatest[m][1] * scale + logf(lower);
+        }
+        store(out, o[m], 1.0f / upper, 1.0f / lower, q_tile, row, queries, hidden, head_dim, lane);
+    }
+}
+KERNEL(forward)
+
+extern "C" __global__ void dots(float* dots, const bf16* out, const bf16* dout, u32 rows, u32 heads, u32 head_dim) {
+    attention_dots(dots, out, dout, rows, heads, head_dim);
+}
+KERNEL(dots)
+
+// dk and dv of a tile of keys, and dq where the tile is the whole sequence. Products are made with keys as their
+// rows, so that the probabilities come out as the operands that dk and dv take.
+//
+// Shared memory: k, v [tile, D], q, dout [2][QUERIES, D], ds [tile, QUERIES], lse, dots [2][QUERIES];
+// tile = threads / 32 * 16.
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    backward_keys(bf16* dq, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
+                       const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles,
+                       u32 firsts, u32 rows, u32 head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
+                       float dropout_scale) {
+    const Task task(offsets, tiles, firsts, rows, head_dim);
+    const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
+    const u32 hidden = task.hidden;
+    const int tile = blockDim.x / 32 * 16, first = task.tile * tile, keys = min(task.keys - first, tile), queries = task.queries;
+    const int warp = threadIdx.x / 32, warp_first = 16 * warp, lane = threadIdx.x % 32;
+    const float to_exponent = scale * LOG2E;
+    bf16 *k_tile = (bf16*)dynamic_shared(), *v_tile = k_tile + tile * D, *q_tiles = v_tile + tile * D,
+         *dout_tiles = q_tiles + 2 * QUERIES * D, *ds_tile = dout_tiles + 2 * QUERIES * D;
+    float *lse_tiles = (float*)(ds_tile + tile * QUERIES), *dots_tiles = lse_tiles + 2 * QUERIES;
+    q += task.query, dout += task.query, lse += task.lse, dots += task.lse, dq += task.query;
+    k += task.key + (u64)first * hidden, v += task.key + (u64)first * hidden;
+    dk += task.key + (u64)first * hidden, dv += task.key + (u64)first * hidden;
+
+    auto load_queries = [&](int start, int stage) {
+        int left = queries - start;
+        load(q_tiles + stage * QUERIES * D, q + (u64)start * hidden, QUERIES, left, hidden, head_dim);
+        load(dout_tiles + stage * QUERIES * D, dout + (u64)start * hidden, QUERIES, left, hidden, head_dim);
+        load(lse_tiles + stage * QUERIES, lse + start, QUERIES, left);
+        load(dots_tiles + stage * QUERIES, dots + start, QUERIES, left);
+        cp_async_commit();
+    };
+    load(k_tile, k, round_up(keys, 16), keys, hidden, head_dim);
+    load(v_tile, v, round_up(keys, 16), keys, hidden, head_dim);
+    load_queries(0, 0);
+
+    const bool works = warp_first < keys;
+    float dk_sum[D / 8][4] = {}, dv_sum[D / 8][4] = {};
+    for (int start = 0, stage = 0; start < queries; start += QUERIES, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (start + QUERIES < queries) load_queries(start + QUERIES, stage ^ 1);
+        bf16 *q_tile = q_tiles + stage * QUERIES * D, *dout_tile = dout_tiles + stage * QUERIES * D;
+        if (works) {
+            float p[QUERIES / 8][4] = {}, ds[QUERIES / 8][4] = {}; // first q·kᵀ and dout·vᵀ, both transposed
+#pragma unroll
+            for (int c = 0; c < D / 16; c++) {
+                u32 a[4], b[4];
+                load_a(a, k_tile, warp_first, 2 * c, lane);
+#pragma unroll
+                for (int n = 0; n < QUERIES / 16; n++) {
+                    load_b(b, q_tile, 16 * n, 2 * c, lane);
+                    multiply(p[2 * n], p[2 * n + 1], a, b);
+                }
+                load_a(a, v_tile, warp_first, 2 * c, lane);
+#pragma unroll
+                for (int n = 0; n < QUERIES / 16; n++) {
+                    load_b(b, dout_tile, 16 * n, 2 * c, lane);
+                    multiply(ds[2 * n], ds[2 * n + 1], a, b);
+                }
+            }
+            // Queries past the end have zeros for q, dout, lse and dots: they give p = 1 and ds = 0, and add nothing.
+#pragma unroll
+            for (int j = 0; j < QUERIES / 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int query = 8 * j + 2 * (lane % 4) + i % 2, key = warp_first + lane / 4 + i / 2 * 8;
+                    float lse = lse_tiles[stage * QUERIES + query], dot = dots_tiles[stage * QUERIES + query];
+                    float e = key < keys ? exp2_fast(fmaf(p[j][i], to_exponent, -lse * LOG2E)) : 0.0f;
+                    float factor = mask.drops() ? mask.factor(task.element(start + query) + first + key) : 1.0f;
+                    ds[j][i] = scale * e * fmaf(ds[j][i], factor, -dot);
+                    p[j][i] = e * factor;
+                }
+#pragma unroll
+            for (int n = 0; n < QUERIES / 16; n++) {
+                u32 p_operand[4], ds_operand[4], b[4];
+                as_a(p_operand, p[2 * n], p[2 * n + 1]);
+                as_a(ds_operand, ds[2 * n], ds[2 * n + 1]);
+#pragma unroll
+                for (int c = 0; c < D / 16; c++) {
+                    load_b_transposed(b, dout_tile, 16 * n, 2 * c, lane);
+                    multiply(dv_sum[2 * c], dv_sum[2 * c + 1], p_operand, b);
+                    load_b_transposed(b, q_tile, 16 * n, 2 * c, lane);
+                    multiply(dk_sum[2 * c], dk_sum[2 * c + 1], ds_operand, b);
+                }
+                if (task.keys <= tile) { // a result's four parts lie in the operand's order
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        *(u32*)(at<QUERIES>(ds_tile, warp_first + lane / 4 + i % 2 * 8, 2 * n + i / 2) + 2 * (lane % 4)) =
+                            ds_operand[i];
+                }
+            }
+        }
+        if (task.keys > tile) continue;
+        __syncthreads();
+        // dq of these queries: 16 × 16 of it at a time for a warp.
+        for (int unit = warp; unit < QUERIES / 16 * (D / 16); unit += blockDim.x / 32) {
+            int row = unit % (QUERIES / 16) * 16, chunk = unit / (QUERIES / 16) * 2;
+            if (start + row >= queries) continue;
+            float sum[2][4] = {};
+            for (int key = 0; key < keys; key += 16) {
+                u32 a[4], b[4];
+                load_a_transposed<QUERIES>(a, ds_tile, key, row / 8, lane);
+                load_b_transposed(b, k_tile, key, chunk, lane);
+                multiply(sum[0], sum[1], a, b);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int query = start + row + lane / 4 + i % 2 * 8, column = 8 * (chunk + i / 2);
+                if (query < queries && column < head_dim)
+                    *(u32*)(dq + (u64)query * hidden + column + 2 * (lane % 4)) =
+                        pack_bf16(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1]);
+            }
+        }
+    }
+    __syncthreads(); // the tiles are used for the results
+    if (!works) return;
+    store(dk, dk_sum, 1.0f, 1.0f, k_tile, warp_first, keys, hidden, head_dim, lane);
+    store(dv, dv_sum, 1.0f, 1.0f, v_tile, warp_first, keys, hidden, head_dim, lane);
+}
+KERNEL(backward_keys)
+
+// dq of a tile of queries, for sequences of more keys than a tile.
+//
+// Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D]; tile = threads / 32 * 16.
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
+                          const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts,
+                          u32 rows, u32 head_dim, float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+    const Task task(offsets, tiles, firsts, rows, head_dim);
+    const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
+    const u32 hidden = task.hidden;
+    const int keys = task.keys, tile = blockDim.x / 32 * 16, first = task.tile * tile;
+    const int queries = min(task.queries - first, tile), warp_first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    const float to_exponent = scale * LOG2E;
+    if (keys <= tile) return; // the pass over keys made it
+    bf16 *q_tile = (bf16*)dynamic_shared(), *dout_tile = q_tile + tile * D, *k_tiles = dout_tile + tile * D,
+         *v_tiles = k_tiles + 2 * QUERY_KEYS * D;
+    q += task.query + (u64)first * hidden, dout += task.query + (u64)first * hidden, dq += task.query + (u64)first * hidden;
+    k += task.key, v += task.key;
+
+    auto load_keys = [&](int start, int stage) {
+        load(k_tiles + stage * QUERY_KEYS * D, k + (u64)start * hidden, QUERY_KEYS, keys - start, hidden, head_dim);
+        load(v_tiles + stage * QUERY_KEYS * D, v + (u64)start * hidden, QUERY_KEYS, keys - start, hidden, head_dim);
+        cp_async_commit();
+    };
+    load(q_tile, q, round_up(queries, 16), queries, hidden, head_dim);
+    load(dout_tile, dout, round_up(queries, 16), queries, hidden, head_dim);
+    load_keys(0, 0);
+
+    float row_lse[2] = {}, row_dot[2] = {}, dq_sum[D / 8][4] = {};
+    u32 element[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int row = warp_first + lane / 4 + 8 * half;
+        if (row < queries) row_lse[half] = lse[task.lse + first + row], row_dot[half] = dots[task.lse + first + row];
+        element[half] = task.element(first + row);
+    }
+    for (int start = 0, stage = 0; start < keys; start += QUERY_KEYS, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        if (start + QUERY_KEYS < keys) load_keys(start + QUERY_KEYS, stage ^ 1);
+        if (warp_first >= queries) continue;
+        bf16 *k_tile = k_tiles + stage * QUERY_KEYS * D, *v_tile = v_tiles + stage * QUERY_KEYS * D;
+        float s[QUERY_KEYS / 8][4] = {}, ds[QUERY_KEYS / 8][4] = {};
+#pragma unroll
+        for (int c = 0; c < D / 16; c++) {
+            u32 a[4], b[4];
+            load_a(a, q_tile, warp_first, 2 * c, lane);
+#pragma unroll
+            for (int n = 0; n < QUERY_KEYS / 16; n++) {
+                load_b(b, k_tile, 16 * n, 2 * c, lane);
+                multiply(s[2 * n], s[2 * n + 1], a, b);
+            }
+            load_a(a, dout_tile, warp_first, 2 * c, lane);
+#pragma unroll
+            for (int n = 0; n < QUERY_KEYS / 16; n++) {
+                load_b(b, v_tile, 16 * n, 2 * c, lane);
+                multiply(ds[2 * n], ds[2 * n + 1], a, b);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < QUERY_KEYS / 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int key = start + 8 * j + 2 * (lane % 4) + i % 2;
+                float p = key < keys ? exp2_fast(fmaf(s[j][i], to_exponent, -row_lse[i / 2] * LOG2E)) : 0.0f;
+                float factor = mask.drops() ? mask.factor(element[i / 2] + key) : 1.0f;
+                ds[j][i] = scale * p * fmaf(ds[j][i], factor, -row_dot[i / 2]);
+            }
+#pragma unroll
+        for (int n = 0; n < QUERY_KEYS / 16; n++) {
+            u32 a[4], b[4];
+            as_a(a, ds[2 * n], ds[2 * n + 1]);
+#pragma unroll
+            for (int c = 0; c < D / 16; c++) {
+                load_b_transposed(b, k_tile, 16 * n, 2 * c, lane);
+                multiply(dq_sum[2 * c], dq_sum[2 * c + 1], a, b);
+            }
+        }
+    }
+    if (warp_first < queries) store(dq, dq_sum, 1.0f, 1.0f, q_tile, warp_first, queries, hidden, head_dim, lane);
+}
+KERNEL(backward_queries)
