@@ -3,6 +3,7 @@
 //! Whether an element is dropped is a pure function of (seed, step, example id, site, element in
 //! the example): backward makes the same mask again, and the same example gets the same mask in
 //! any batch, on any number of machines.
+use crate::device::on_gpu;
 use crate::{Packing, cpu, random, simd, threads};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -85,6 +86,7 @@ pub fn forward(x: &Tensor, dropout: &Dropout, packing: &Packing) -> Result<Tenso
     let (rows, hidden) = cpu::matrix(KERNEL, "x", x)?;
     packing.check(KERNEL, rows)?;
     dropout.check(KERNEL)?;
+    on_gpu!(x.device(), |gpu| crate::gpu::dropout::forward(&*gpu, x, dropout, packing));
     let data = cpu::read(KERNEL, "x", x)?;
     let data = &*data;
     let mut y = cpu::uninit(data.len());

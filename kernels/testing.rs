@@ -14,7 +14,7 @@ pub fn buffer(stream: u64, len: usize) -> Buffer {
 }
 
 pub fn all(buffer: &Buffer) -> Vec<f32> {
-    buffer.read(0..buffer.len())
+    buffer.read(0..buffer.len()).unwrap()
 }
 
 /// A buffer as a tensor for the twin.

@@ -7,11 +7,31 @@ use crate::{Dropout, random};
 use candle_core::Result;
 use std::ffi::c_void;
 
+pub(crate) mod adamw;
+pub(crate) mod buffer;
+pub(crate) mod columns;
+pub(crate) mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+pub(crate) mod dropout;
+pub(crate) mod elementwise;
+pub(crate) mod embedding;
 #[cfg(test)]
 pub(crate) mod emulated;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod operands;
+pub(crate) mod pooling;
+mod segments;
+#[cfg(test)]
+mod testing;
 
 /// The headers of the kernels: `device.cuh` is all kernels' first.
-const HEADERS: [(&str, &str); 1] = [("#include \"gpu/device.cuh\"", include_str!("device.cuh"))];
+const HEADERS: [(&str, &str); 2] = [
+    ("#include \"gpu/device.cuh\"", include_str!("device.cuh")),
+    ("#include \"gpu/elements.cuh\"", include_str!("elements.cuh")),
+];
 
 /// One source of kernels, which are compiled together. It begins with `#include "gpu/device.cuh"`.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +57,25 @@ pub(crate) struct Launch {
     /// Bytes of dynamic shared memory for each block. More than 48 KiB a [`Gpu`] asks for by the
     /// kernel's attribute; 99 KiB is what all devices since sm_80 have.
     pub shared_bytes: u32,
+}
+
+impl Launch {
+    /// Threads of a block, where kernels do not care.
+    const THREADS: usize = 256;
+    /// Blocks, at most, of kernels whose threads go on to the next elements.
+    const BLOCKS: usize = 4096;
+
+    /// A thread for each of `n` items, which take more than one where they are many.
+    pub fn each(n: usize) -> Self {
+        let blocks = n.div_ceil(Self::THREADS).clamp(1, Self::BLOCKS);
+        Self { grid: [blocks as u32, 1, 1], block: [Self::THREADS as u32, 1, 1], shared_bytes: 0 }
+    }
+
+    /// A warp for each of `n` rows.
+    pub fn warps(n: usize) -> Self {
+        let blocks = n.div_ceil(Self::THREADS / 32);
+        Self { grid: [blocks as u32, 1, 1], block: [Self::THREADS as u32, 1, 1], shared_bytes: 0 }
+    }
 }
 
 /// A kernel's argument.
