@@ -36,7 +36,7 @@ template <int COLUMNS = D> __device__ inline bf16* at(bf16* tile, int row, int c
 }
 
 // Starts to copy `count` rows of a head, all but the first `rows` of them zeros.
-__device__ inline void load(bf16* tile, const bf16* from, int count, int rows, u32 hidden, u32 head_dim) {
+__device__ inline void load(bf16* tile, const bf16* from, int count, int rows, u32 hidden, int head_dim) {
     for (int i = threadIdx.x; i < count * CHUNKS; i += blockDim.x) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
         bool valid = row < rows && 8 * chunk < head_dim;
@@ -79,7 +79,7 @@ __device__ inline void as_a(u32 (&a)[4], const float (&left)[4], const float (&r
 // A warp's 16 rows, times a factor for its upper and one for its lower 8, to `to`, by way of 16 rows of
 // shared memory that no other warp uses.
 __device__ inline void store(bf16* to, const float (&c)[D / 8][4], float upper, float lower, bf16* tile, int first, int rows,
-                             u32 hidden, u32 head_dim, int lane) {
+                             u32 hidden, int head_dim, int lane) {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
@@ -109,7 +109,7 @@ __device__ inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 // Shared memory: q [tile, D], k and v [2][KEYS, D]; tile = threads / 32 * 16 * BLOCKS.
 extern "C" __global__ void __launch_bounds__(128)
     forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* offsets,
-                 const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, u32 head_dim, float scale, u64 dropout_key,
+                 const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
                  u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -221,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 KERNEL(forward)
 
-extern "C" __global__ void dots(float* dots, const bf16* out, const bf16* dout, u32 rows, u32 heads, u32 head_dim) {
+extern "C" __global__ void dots(float* dots, const bf16* out, const bf16* dout, u32 rows, u32 heads, int head_dim) {
     attention_dots(dots, out, dout, rows, heads, head_dim);
 }
 KERNEL(dots)
@@ -234,7 +234,7 @@ KERNEL(dots)
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_keys(bf16* dq, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                        const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles,
-                       u32 firsts, u32 rows, u32 head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
+                       u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
                        float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -353,7 +353,7 @@ KERNEL(backward_keys)
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
                           const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts,
-                          u32 rows, u32 head_dim, float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+                          u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;

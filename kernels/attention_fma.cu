@@ -15,7 +15,7 @@ constexpr int SCORES = TILE + 1; // of rows of scores
 constexpr int SCORE_COLUMNS = TILE / 16, COLUMNS = D / 16;
 
 // Copies a tile of a head, in f32, with zeros past its rows and columns.
-__device__ inline void load(float* tile, const T* from, int rows, u32 hidden, u32 head_dim) {
+__device__ inline void load(float* tile, const T* from, int rows, u32 hidden, int head_dim) {
     struct alignas(4 * sizeof(T)) Four {
         T x[4];
     };
@@ -64,7 +64,7 @@ __device__ inline void multiply(float (&c)[4][COLUMNS], const float* a, int a_ro
 }
 
 // A thread's part of 4 rows, of which the tile has `rows`.
-__device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int column, int rows, u32 hidden, u32 head_dim) {
+__device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int column, int rows, u32 hidden, int head_dim) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -76,7 +76,7 @@ __device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int c
 // Shared memory: q and k or v [TILE, PITCH], probabilities [TILE, SCORES].
 extern "C" __global__ void __launch_bounds__(THREADS)
     forward(T* out, float* lse, const T* q, const T* k, const T* v, const u32* offsets, const u64* example_ids,
-            const uint2* tiles, u32 firsts, u32 rows, u32 head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
+            const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
             float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -135,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 KERNEL(forward)
 
-extern "C" __global__ void dots(float* dots, const T* out, const T* dout, u32 rows, u32 heads, u32 head_dim) {
+extern "C" __global__ void dots(float* dots, const T* out, const T* dout, u32 rows, u32 heads, int head_dim) {
     attention_dots(dots, out, dout, rows, heads, head_dim);
 }
 KERNEL(dots)
@@ -181,7 +181,7 @@ struct Backward {
 // Shared memory, here and in the next: q, dout, k, v [TILE, PITCH], p, ds [TILE, SCORES].
 extern "C" __global__ void __launch_bounds__(THREADS)
     backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                  const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, u32 head_dim,
+                  const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim,
                   float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -210,7 +210,7 @@ KERNEL(backward_keys)
 // dq of a tile of queries.
 extern "C" __global__ void __launch_bounds__(THREADS)
     backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                     const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, u32 head_dim,
+                     const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim,
                      float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);

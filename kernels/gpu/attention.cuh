@@ -22,7 +22,7 @@ struct Task {
     u64 lse;           // where its first row is in lse and dots
 
     // `firsts`: q has one row a sequence.
-    __device__ Task(const u32* offsets, const uint2* tiles, bool firsts, u32 rows, u32 head_dim)
+    __device__ Task(const u32* offsets, const uint2* tiles, bool firsts, u32 rows, int head_dim)
         : sequence(tiles ? tiles[blockIdx.x].x : blockIdx.x), tile(tiles ? tiles[blockIdx.x].y : 0), head(blockIdx.y),
           hidden(gridDim.y * head_dim) {
         u32 start = offsets[sequence];
@@ -40,7 +40,7 @@ struct Task {
 
 // dots[head, row] = out·dout, which is Σ p·dp of each softmax. D / 8 lanes take a head of a row.
 template <class T>
-__device__ inline void attention_dots(float* dots, const T* out, const T* dout, u32 rows, u32 heads, u32 head_dim) {
+__device__ inline void attention_dots(float* dots, const T* out, const T* dout, u32 rows, u32 heads, int head_dim) {
     struct alignas(16) Eight {
         T x[8];
     };
@@ -48,7 +48,7 @@ __device__ inline void attention_dots(float* dots, const T* out, const T* dout, 
     u64 thread = (u64)blockIdx.x * blockDim.x + threadIdx.x, part = thread / LANES;
     u32 lane = thread % LANES, row = part / heads, head = part % heads;
     float sum = 0.0f;
-    if (row < rows && 8 * lane < head_dim) {
+    if (row < rows && (int)(8 * lane) < head_dim) {
         u64 at = (u64)part * head_dim + 8 * lane;
         const Eight a = *(const Eight*)(out + at), b = *(const Eight*)(dout + at);
 #pragma unroll
