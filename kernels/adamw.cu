@@ -3,7 +3,7 @@
 #include "gpu/elements.cuh"
 
 // factors: of each group, the decay and the step's size.
-extern "C" __global__ void step(float* parameters, float* gradients, float* m, float* v, bf16* copy,
+extern "C" __global__ void adamw(float* parameters, float* gradients, float* m, float* v, bf16* copy,
                                 const u32* first_blocks, const u64* bounds, const float* factors, u32 groups, float beta1,
                                 float one_minus_beta1, float beta2, float one_minus_beta2, float rsqrt_bias2,
                                 float epsilon, float gradient_scale) {
@@ -29,4 +29,4 @@ extern "C" __global__ void step(float* parameters, float* gradients, float* m, f
         if (copy) store<N>(copy + at, ps);
     });
 }
-KERNEL(step)
+KERNEL(adamw)

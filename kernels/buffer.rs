@@ -20,7 +20,7 @@ enum Memory {
     Host { values: Vec<f32>, bf16: Option<Vec<u16>> },
     /// The copy in bf16 is what products read; whoever writes the values writes it too.
     #[cfg(feature = "cuda")]
-    Cuda { values: Slice<f32>, bf16: Option<Slice<u16>> },
+    Cuda { values: Slice<f32>, bf16: Option<Box<Slice<u16>>> },
 }
 
 /// A contiguous part of a [`Buffer`], to read: a parameter.

@@ -55,7 +55,7 @@ pub(crate) fn step(
         ]
         .map(Arg::F32),
     );
-    gpu.launch(&MODULE, "step", segments.launch(), &args)
+    gpu.launch(&MODULE, "adamw", segments.launch(), &args)
 }
 
 #[cfg(test)]

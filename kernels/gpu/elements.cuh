@@ -30,9 +30,24 @@ template <int N> __device__ inline void load(float (&x)[N], const bf16* p) {
     }
 }
 
+// Compilers cut an assignment into its parts, and do not always put them together again.
+#ifdef __CUDACC__
+__device__ inline void store_vector(void* p, u32 x, u32 y, u32 z, u32 w) {
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+__device__ inline void store_vector(void* p, u32 x, u32 y) {
+    asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(x), "r"(y) : "memory");
+}
+#else
+inline void store_vector(void* p, u32 x, u32 y, u32 z, u32 w) { *(uint4*)p = make_uint4(x, y, z, w); }
+inline void store_vector(void* p, u32 x, u32 y) { *(uint2*)p = make_uint2(x, y); }
+#endif
+
 template <int N> __device__ inline void store(float* p, const float (&x)[N]) {
     if constexpr (N % 4 == 0) {
-        for (int i = 0; i < N; i += 4) *(float4*)(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+        for (int i = 0; i < N; i += 4)
+            store_vector(p + i, __float_as_uint(x[i]), __float_as_uint(x[i + 1]), __float_as_uint(x[i + 2]),
+                         __float_as_uint(x[i + 3]));
     } else {
         for (int i = 0; i < N; i++) p[i] = x[i];
     }
@@ -40,9 +55,9 @@ template <int N> __device__ inline void store(float* p, const float (&x)[N]) {
 
 template <int N> __device__ inline void store(bf16* p, const float (&x)[N]) {
     if constexpr (N == 8) {
-        *(uint4*)p = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+        store_vector(p, pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
     } else if constexpr (N == 4) {
-        *(uint2*)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+        store_vector(p, pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
     } else {
         for (int i = 0; i < N; i++) p[i] = from_float<bf16>(x[i]);
     }
@@ -76,7 +91,7 @@ struct RowMask {
 };
 
 // Elements of a flat buffer that a block goes through.
-constexpr u32 CHUNK = 8192;
+[[maybe_unused]] constexpr u32 CHUNK = 8192;
 
 // Calls f(first element, Width, segment) until this block's chunk of its segment is done. Segment i
 // is bounds[2 i] to bounds[2 i + 1] and begins at block first_blocks[i]; chunks begin at multiples of

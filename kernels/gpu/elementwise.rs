@@ -64,7 +64,7 @@ mod tests {
     use super::super::{emulated::Emulator, testing::*};
     use crate::{Result, Tensor, testing::*};
 
-    /// One rounding to bf16 of what is 3 times as large at most: 2⁻⁹ of it.
+    /// One rounding to bf16: 2⁻⁸ of an element at most.
     const BF16: f32 = 1.0 / 256.0;
 
     #[test]

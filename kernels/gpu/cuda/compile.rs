@@ -18,7 +18,9 @@ pub(super) fn module<T>(
     cache: &Path,
     load: impl Fn(Vec<u8>) -> std::result::Result<T, String>,
 ) -> Result<T> {
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
+    // Without the last, generic lambdas are taken for the host's.
+    let options = ["--std=c++17".to_owned(), "--device-as-default-execution-space".to_owned()];
+    let options = [&options[..], &[format!("--gpu-architecture=sm_{major}{minor}")]].concat();
     let text = module.text();
     let file = cache.join(format!("{}-{:016x}.cubin", module.name, hash(&(&text, &options, version()?))));
     if let Some(cubin) = read(&file)
