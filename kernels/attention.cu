@@ -1,32 +1,32 @@
 // Softmax attention over packed sequences on the tensor cores: bf16 in and out, f32 between.
 //
-// The tiles are FlashAttention-2's (Dao 2023): a block has some queries of one head of one sequence
-// and goes over the keys with an online softmax; backward makes the probabilities again from lse.
-// Backward's block has some keys and goes over the queries, which gives dk and dv. Where a sequence's
-// keys fit one block, so do all of dq's terms, and it is made there; a longer one gets it in a second
-// pass over query tiles. That is 7 products for 5, against adding to dq in f32 by atomics: no
-// memory of f32 for dq, and the same bits every time.
+// The tiles are FlashAttention-2's (Dao 2023): a block has some queries of one head of one sequence and
+// goes over the keys with an online softmax; backward makes the probabilities again from lse. Its block
+// has some keys and goes over the queries, which gives dk and dv. Where a sequence's keys fit one
+// block, so do all of dq's terms, and it is made there; a longer one gets it in a second pass, over
+// tiles of queries. That makes 7 products of 5, where FlashAttention-2 adds to dq in f32 by atomics: here
+// the bits are the same every time, and no f32 copy of dq is written and read.
 //
-// What limits it on an H100 (3.35 TB/s; mma.sync some 600 TFLOP/s, 2560 FLOP a clock and SM), at head_dim 64:
-// - length 128: forward moves 64 KiB a head for 4.2 MFLOP, 64 FLOP a byte, and is bound by memory: 20 ns
-//   a head of the whole device against 7 ns. Backward moves 144 KiB and the dots 32 KiB for 10.5 MFLOP:
-//   bound by memory too. So: all of a head in one block, each byte read once, 2 or more blocks on an SM.
-// - length 512: 256 FLOP a byte; products bind, and before them shared memory (128 bytes a clock). A
-//   warp of 16 queries would read 1 byte of k or v for 16 FLOP: 2048 a clock, less than the tensor cores take.
-//   Forward's warps therefore have 32 queries where registers allow it, up to head_dim 64. Blocks of 128 queries ask
-//   L2 for a byte each 128 FLOP.
-// - dropout's hash costs some 10 integer operations a score, 0.16 clocks an SM, as much as forward's
-//   products: it is bits for bits the CPU's.
+// What limits it on an H100, by its data sheet and the instructions (nothing here is measured): 3.35 TB/s, which is 14
+// bytes a clock and SM; 128 bytes of shared memory, 64 integer operations and some 2500 FLOP of mma.sync a clock
+// and SM. At head_dim 64, for a head of a sequence:
+// - length 128: forward moves 64 KiB, 4500 clocks, for 4.2 MFLOP, 1700; backward 144 KiB with the dots,
+//   10200 clocks, for 10.5 MFLOP, 4200. Memory binds: each byte is read once, by one block, and 16 warps of an
+//   SM (128 registers a thread, two blocks of 56 KiB) overlap one block's loads with another's products.
+// - length 512: 67 MFLOP for 256 KiB; products bind. A warp of 16 queries reads a byte of k or v in shared memory for
+//   16 FLOP: 2048 FLOP a clock, a little below the tensor cores. 32 queries a warp would halve that, with
+//   231 registers a thread and 8 warps on an SM, which length 128 cannot spare.
+// - dropout's hash, the CPU's to the bit, is some 8 integer operations a score besides its
+//   multiplications: 2000 clocks at length 128, hidden; 33000 at length 512, as long as the products.
 #include "gpu/device.cuh"
 #include "gpu/attention.cuh"
 
 constexpr int CHUNKS = D / 8;             // of 16 bytes in a row
 constexpr int KEYS = 64;                  // forward's keys in shared memory at a time, twice
-constexpr int BLOCKS = D <= 64 ? 2 : 1;   // of 16 queries for a forward warp
 constexpr int QUERIES = 32;               // backward's queries in shared memory at a time, twice
 constexpr int QUERY_KEYS = 32;            // the second pass's keys in shared memory at a time, twice
-constexpr int THREADS = D <= 64 ? 256 : 128; // backward's most
-constexpr int MIN_BLOCKS = D <= 64 ? 2 : 1;  // 128 registers a thread for 16 warps on an SM
+constexpr int THREADS = D <= 64 ? 256 : 128; // most of a block
+constexpr int MIN_BLOCKS = D <= 64 ? 2 : 1;  // 128 registers a thread, for 16 warps on an SM
 constexpr u32 ALL = 0xffffffff;
 
 // Tiles lie in shared memory row by row, each row's chunks in an order that lets 8 rows' same chunk
@@ -106,18 +106,19 @@ __device__ inline float quad_max(float x) {
 
 __device__ inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
-// Shared memory: q [tile, D], k and v [2][KEYS, D]; tile = threads / 32 * 16 * BLOCKS.
-extern "C" __global__ void __launch_bounds__(128)
-    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const u32* offsets,
-                 const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
-                 u32 site, u32 threshold, float dropout_scale) {
+// Shared memory: q [tile, D], k and v [key_rows, D]: as many as the longest sequence has, rounded up to 16, and
+// at most 2 · KEYS. Here and below, tile = threads / 2: a warp has 16 rows.
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, u32 key_rows, const u32* offsets,
+            const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
+            u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int keys = task.keys, tile = blockDim.x / 32 * 16 * BLOCKS, first = task.tile * tile;
-    const int queries = min(task.queries - first, tile), warp_first = threadIdx.x / 32 * 16 * BLOCKS, lane = threadIdx.x % 32;
+    const int keys = task.keys, tile = blockDim.x / 2, first = task.tile * tile, queries = min(task.queries - first, tile);
+    const int warp_first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
-    bf16 *q_tile = (bf16*)dynamic_shared(), *k_tiles = q_tile + tile * D, *v_tiles = k_tiles + 2 * KEYS * D;
+    bf16 *q_tile = (bf16*)dynamic_shared(), *k_tiles = q_tile + tile * D, *v_tiles = k_tiles + key_rows * D;
     out += task.query + (u64)first * hidden, q += task.query + (u64)first * hidden, k += task.key, v += task.key;
 
     auto load_keys = [&](int start, int stage) {
@@ -126,14 +127,11 @@ extern "C" __global__ void __launch_bounds__(128)
         load(v_tiles + stage * KEYS * D, v + (u64)start * hidden, count, left, hidden, head_dim);
         cp_async_commit();
     };
-    load(q_tile, q, min(tile, round_up(queries, 16 * BLOCKS)), queries, hidden, head_dim);
+    load(q_tile, q, round_up(queries, 16), queries, hidden, head_dim);
     load_keys(0, 0);
 
-    u32 q_operand[BLOCKS][D / 16][4];
-    float o[BLOCKS][D / 8][4] = {}, greatest[BLOCKS][2], sum[BLOCKS][2] = {};
-#pragma unroll
-    for (int m = 0; m < BLOCKS; m++) greatest[m][0] = greatest[m][1] = minus_infinity();
-
+    u32 q_operand[D / 16][4];
+    float o[D / 8][4] = {}, greatest[2] = {minus_infinity(), minus_infinity()}, sum[2] = {};
     for (int start = 0, stage = 0; start < keys; start += KEYS, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();
@@ -141,13 +139,11 @@ extern "C" __global__ void __launch_bounds__(128)
         if (warp_first >= queries) continue;
         if (start == 0) {
 #pragma unroll
-            for (int m = 0; m < BLOCKS; m++)
-#pragma unroll
-                for (int c = 0; c < D / 16; c++) load_a(q_operand[m][c], q_tile, warp_first + 16 * m, 2 * c, lane);
+            for (int c = 0; c < D / 16; c++) load_a(q_operand[c], q_tile, warp_first, 2 * c, lane);
         }
         bf16 *k_tile = k_tiles + stage * KEYS * D, *v_tile = v_tiles + stage * KEYS * D;
 
-        float s[BLOCKS][KEYS / 8][4] = {};
+        float s[KEYS / 8][4] = {}; // scores, then probabilities times the row's sum
 #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             if (start + 16 * n >= keys) continue;
@@ -155,82 +151,79 @@ extern "C" __global__ void __launch_bounds__(128)
             for (int c = 0; c < D / 16; c++) {
                 u32 b[4];
                 load_b(b, k_tile, 16 * n, 2 * c, lane);
-#pragma unroll
-                for (int m = 0; m < BLOCKS; m++) multiply(s[m][2 * n], s[m][2 * n + 1], q_operand[m][c], b);
+                multiply(s[2 * n], s[2 * n + 1], q_operand[c], b);
             }
         }
         if (start + KEYS > keys) {
 #pragma unroll
-            for (int m = 0; m < BLOCKS; m++)
+            for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
-                for (int j = 0; j < KEYS / 8; j++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        if (start + 8 * j + 2 * (lane % 4) + i % 2 >= keys) s[m][j][i] = minus_infinity();
+                for (int i = 0; i < 4; i++)
+                    if (start + 8 * j + 2 * (lane % 4) + i % 2 >= keys) s[j][i] = minus_infinity();
         }
 #pragma unroll
-        for (int m = 0; m < BLOCKS; m++)
+        for (int half = 0; half < 2; half++) { // a lane has row lane / 4 of 16, and the one 8 below
+            float top = greatest[half];
 #pragma unroll
-            for (int half = 0; half < 2; half++) { // a lane has row lane / 4 of 16, and the one 8 below
-                float top = greatest[m][half];
+            for (int j = 0; j < KEYS / 8; j++) top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
+            top = quad_max(top);
+            float keep = exp2_fast((greatest[half] - top) * to_exponent), shift = top * to_exponent;
+            greatest[half] = top;
+            sum[half] *= keep;
 #pragma unroll
-                for (int j = 0; j < KEYS / 8; j++) top = fmaxf(top, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
-                top = quad_max(top);
-                float keep = exp2_fast((greatest[m][half] - top) * to_exponent), shift = top * to_exponent;
-                greatest[m][half] = top;
-                sum[m][half] *= keep;
+            for (int j = 0; j < D / 8; j++) o[j][2 * half] *= keep, o[j][2 * half + 1] *= keep;
 #pragma unroll
-                for (int j = 0; j < D / 8; j++) o[m][j][2 * half] *= keep, o[m][j][2 * half + 1] *= keep;
-                u32 element = task.element(first + warp_first + 16 * m + lane / 4 + 8 * half) + start + 2 * (lane % 4);
+            for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) {
+                    s[j][i] = exp2_fast(fmaf(s[j][i], to_exponent, -shift));
+                    sum[half] += s[j][i];
+                }
+        }
+        if (mask.drops()) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                u32 element = task.element(first + warp_first + lane / 4 + 8 * half) + start + 2 * (lane % 4);
 #pragma unroll
                 for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
-                    for (int i = 2 * half; i < 2 * half + 2; i++) {
-                        float p = exp2_fast(fmaf(s[m][j][i], to_exponent, -shift));
-                        sum[m][half] += p;
-                        s[m][j][i] = mask.drops() ? p * mask.factor(element + 8 * j + i % 2) : p;
-                    }
+                    for (int i = 0; i < 2; i++) s[j][2 * half + i] *= mask.factor(element + 8 * j + i);
             }
+        }
 #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             if (start + 16 * n >= keys) continue;
-            u32 p[BLOCKS][4];
-#pragma unroll
-            for (int m = 0; m < BLOCKS; m++) as_a(p[m], s[m][2 * n], s[m][2 * n + 1]);
+            u32 p[4];
+            as_a(p, s[2 * n], s[2 * n + 1]);
 #pragma unroll
             for (int c = 0; c < D / 16; c++) {
                 u32 b[4];
                 load_b_transposed(b, v_tile, 16 * n, 2 * c, lane);
-#pragma unroll
-                for (int m = 0; m < BLOCKS; m++) multiply(o[m][2 * c], o[m][2 * c + 1], p[m], b);
+                multiply(o[2 * c], o[2 * c + 1], p, b);
             }
         }
     }
     if (warp_first >= queries) return;
-#pragma unroll
-    for (int m = 0; m < BLOCKS; m++) {
-        int row = warp_first + 16 * m;
-        float upper = quad_sum(sum[m][0]), lower = quad_sum(sum[m][1]);
-        if (lane % 4 == 0) {
-            float* to = lse + task.lse + first + row + lane / 4;
-            if (row + lane / 4 < queries) to[0] = greatest[m][0] * scale + logf(upper);
-            if (row + lane / 4 + 8 < queries) to[8] = greatest[m][1] * scale + logf(lower);
-        }
-        store(out, o[m], 1.0f / upper, 1.0f / lower, q_tile, row, queries, hidden, head_dim, lane);
+    float upper = quad_sum(sum[0]), lower = quad_sum(sum[1]);
+    if (lane % 4 == 0) {
+        int row = warp_first + lane / 4;
+        lse += task.lse + first + row;
+        if (row < queries) lse[0] = greatest[0] * scale + logf(upper);
+        if (row + 8 < queries) lse[8] = greatest[1] * scale + logf(lower);
     }
+    store(out, o, 1.0f / upper, 1.0f / lower, q_tile, warp_first, queries, hidden, head_dim, lane);
 }
 KERNEL(forward)
 
-extern "C" __global__ void dots(float* dots, const bf16* out, const bf16* dout, u32 rows, u32 heads, int head_dim) {
-    attention_dots(dots, out, dout, rows, heads, head_dim);
+extern "C" __global__ void dots(float* dots, const bf16* out, const bf16* dout, u32 rows, int head_dim) {
+    attention_dots(dots, out, dout, rows, head_dim);
 }
 KERNEL(dots)
 
 // dk and dv of a tile of keys, and dq where the tile is the whole sequence. Products are made with keys as their
 // rows, so that the probabilities come out as the operands that dk and dv take.
 //
-// Shared memory: k, v [tile, D], q, dout [2][QUERIES, D], ds [tile, QUERIES], lse, dots [2][QUERIES];
-// tile = threads / 32 * 16.
+// Shared memory: k, v [tile, D], q, dout [2][QUERIES, D], ds [tile, QUERIES], lse, dots [2][QUERIES].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_keys(bf16* dq, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
                        const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles,
@@ -239,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int tile = blockDim.x / 32 * 16, first = task.tile * tile, keys = min(task.keys - first, tile), queries = task.queries;
+    const int tile = blockDim.x / 2, first = task.tile * tile, keys = min(task.keys - first, tile), queries = task.queries;
     const int warp = threadIdx.x / 32, warp_first = 16 * warp, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
     bf16 *k_tile = (bf16*)dynamic_shared(), *v_tile = k_tile + tile * D, *q_tiles = v_tile + tile * D,
@@ -286,18 +279,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     multiply(ds[2 * n], ds[2 * n + 1], a, b);
                 }
             }
+            const int key = warp_first + lane / 4, query = 2 * (lane % 4);
+            u32 kept = ALL; // a bit for each of the lane's probabilities
+            if (mask.drops()) {
+                kept = 0;
+#pragma unroll
+                for (int j = 0; j < QUERIES / 8; j++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        u32 element = task.element(start + query + 8 * j + i % 2) + first + key + i / 2 * 8;
+                        kept |= (u32)mask.keeps(element) << (4 * j + i);
+                    }
+            }
             // Queries past the end have zeros for q, dout, lse and dots: they give p = 1 and ds = 0, and add nothing.
 #pragma unroll
-            for (int j = 0; j < QUERIES / 8; j++)
+            for (int j = 0; j < QUERIES / 8; j++) {
+                const float2 lse = *(const float2*)(lse_tiles + stage * QUERIES + 8 * j + query);
+                const float2 dot = *(const float2*)(dots_tiles + stage * QUERIES + 8 * j + query);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    int query = 8 * j + 2 * (lane % 4) + i % 2, key = warp_first + lane / 4 + i / 2 * 8;
-                    float lse = lse_tiles[stage * QUERIES + query], dot = dots_tiles[stage * QUERIES + query];
-                    float e = key < keys ? exp2_fast(fmaf(p[j][i], to_exponent, -lse * LOG2E)) : 0.0f;
-                    float factor = mask.drops() ? mask.factor(task.element(start + query) + first + key) : 1.0f;
-                    ds[j][i] = scale * e * fmaf(ds[j][i], factor, -dot);
+                    float exponent = fmaf(p[j][i], to_exponent, -LOG2E * (i % 2 ? lse.y : lse.x));
+                    float e = key + i / 2 * 8 < keys ? exp2_fast(exponent) : 0.0f;
+                    float factor = kept >> (4 * j + i) & 1 ? mask.scale : 0.0f;
+                    ds[j][i] = e * fmaf(ds[j][i], factor, -(i % 2 ? dot.y : dot.x));
                     p[j][i] = e * factor;
                 }
+            }
 #pragma unroll
             for (int n = 0; n < QUERIES / 16; n++) {
                 u32 p_operand[4], ds_operand[4], b[4];
@@ -336,20 +343,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 int query = start + row + lane / 4 + i % 2 * 8, column = 8 * (chunk + i / 2);
                 if (query < queries && column < head_dim)
                     *(u32*)(dq + (u64)query * hidden + column + 2 * (lane % 4)) =
-                        pack_bf16(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1]);
+                        pack_bf16(sum[i / 2][i % 2 * 2] * scale, sum[i / 2][i % 2 * 2 + 1] * scale);
             }
         }
     }
     __syncthreads(); // the tiles are used for the results
     if (!works) return;
-    store(dk, dk_sum, 1.0f, 1.0f, k_tile, warp_first, keys, hidden, head_dim, lane);
+    store(dk, dk_sum, scale, scale, k_tile, warp_first, keys, hidden, head_dim, lane);
     store(dv, dv_sum, 1.0f, 1.0f, v_tile, warp_first, keys, hidden, head_dim, lane);
 }
 KERNEL(backward_keys)
 
 // dq of a tile of queries, for sequences of more keys than a tile.
 //
-// Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D]; tile = threads / 32 * 16.
+// Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
                           const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts,
@@ -357,7 +364,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int keys = task.keys, tile = blockDim.x / 32 * 16, first = task.tile * tile;
+    const int keys = task.keys, tile = blockDim.x / 2, first = task.tile * tile;
     const int queries = min(task.queries - first, tile), warp_first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
     if (keys <= tile) return; // the pass over keys made it
@@ -406,14 +413,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 multiply(ds[2 * n], ds[2 * n + 1], a, b);
             }
         }
+        const int key = start + 2 * (lane % 4);
+        if (mask.drops()) {
+#pragma unroll
+            for (int j = 0; j < QUERY_KEYS / 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) ds[j][i] *= mask.factor(element[i / 2] + key + 8 * j + i % 2);
+        }
 #pragma unroll
         for (int j = 0; j < QUERY_KEYS / 8; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int key = start + 8 * j + 2 * (lane % 4) + i % 2;
-                float p = key < keys ? exp2_fast(fmaf(s[j][i], to_exponent, -row_lse[i / 2] * LOG2E)) : 0.0f;
-                float factor = mask.drops() ? mask.factor(element[i / 2] + key) : 1.0f;
-                ds[j][i] = scale * p * fmaf(ds[j][i], factor, -row_dot[i / 2]);
+                float exponent = fmaf(s[j][i], to_exponent, -LOG2E * row_lse[i / 2]);
+                float p = key + 8 * j + i % 2 < keys ? exp2_fast(exponent) : 0.0f;
+                ds[j][i] = p * (ds[j][i] - row_dot[i / 2]);
             }
 #pragma unroll
         for (int n = 0; n < QUERY_KEYS / 16; n++) {
@@ -426,6 +439,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             }
         }
     }
-    if (warp_first < queries) store(dq, dq_sum, 1.0f, 1.0f, q_tile, warp_first, queries, hidden, head_dim, lane);
+    if (warp_first < queries) store(dq, dq_sum, scale, scale, q_tile, warp_first, queries, hidden, head_dim, lane);
 }
 KERNEL(backward_queries)

@@ -135,8 +135,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 KERNEL(forward)
 
-extern "C" __global__ void dots(float* dots, const T* out, const T* dout, u32 rows, u32 heads, int head_dim) {
-    attention_dots(dots, out, dout, rows, heads, head_dim);
+extern "C" __global__ void dots(float* dots, const T* out, const T* dout, u32 rows, int head_dim) {
+    attention_dots(dots, out, dout, rows, head_dim);
 }
 KERNEL(dots)
 

@@ -38,23 +38,23 @@ struct Task {
     __device__ u32 element(int query) const { return (head * keys + query) * keys; }
 };
 
-// dots[head, row] = out·dout, which is Σ p·dp of each softmax. D / 8 lanes take a head of a row.
+// dots[head, row] = out·dout, which is Σ p·dp of each softmax. D / 8 lanes take a row; blockIdx.y is the head.
 template <class T>
-__device__ inline void attention_dots(float* dots, const T* out, const T* dout, u32 rows, u32 heads, int head_dim) {
+__device__ inline void attention_dots(float* dots, const T* out, const T* dout, u32 rows, int head_dim) {
     struct alignas(16) Eight {
         T x[8];
     };
-    constexpr u32 LANES = D / 8;
-    u64 thread = (u64)blockIdx.x * blockDim.x + threadIdx.x, part = thread / LANES;
-    u32 lane = thread % LANES, row = part / heads, head = part % heads;
+    constexpr int LANES = D / 8;
+    const u32 head = blockIdx.y, row = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
+    const int column = threadIdx.x % LANES * 8;
     float sum = 0.0f;
-    if (row < rows && (int)(8 * lane) < head_dim) {
-        u64 at = (u64)part * head_dim + 8 * lane;
+    if (row < rows && column < head_dim) {
+        u64 at = ((u64)row * gridDim.y + head) * head_dim + column;
         const Eight a = *(const Eight*)(out + at), b = *(const Eight*)(dout + at);
 #pragma unroll
         for (int i = 0; i < 8; i++) sum += to_float(a.x[i]) * to_float(b.x[i]);
     }
 #pragma unroll
     for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-    if (row < rows && lane == 0) dots[(u64)head * rows + row] = sum;
+    if (row < rows && column == 0) dots[(u64)head * rows + row] = sum;
 }

@@ -34,13 +34,16 @@ const BF16: [(usize, Module); 4] = [
 /// Which kernels run, and how: threads and bytes of shared memory of a block.
 struct Plan {
     module: &'static Module,
+    /// The module's head dimension.
+    dim: usize,
     /// Queries, or keys, of a block.
     tile: usize,
     forward: (usize, usize),
     backward_keys: (usize, usize),
     backward_queries: (usize, usize),
-    /// Whether backward's pass over keys gives dq too, where a sequence is one tile.
-    whole: bool,
+    /// Rows of k and v in forward's shared memory, where the kernels are `attention.cu`'s; their backward's pass over
+    /// keys gives dq too, where a sequence is one tile.
+    tensor_cores: Option<u32>,
 }
 
 impl Plan {
@@ -57,33 +60,32 @@ impl Plan {
             let backward = (threads, size_of::<f32>() * (4 * rows + 2 * scores));
             return Ok(Self {
                 module,
+                dim,
                 tile,
                 forward: (threads, size_of::<f32>() * (2 * rows + scores)),
                 backward_keys: backward,
                 backward_queries: backward,
-                whole: false,
+                tensor_cores: None,
             });
         }
         // As long as most sequences: a block of a shorter one idles, a longer one's keys are read more often.
         let mean = packing.tokens().div_ceil(packing.sequences());
         let tile = mean.next_power_of_two().clamp(32, if dim <= 64 { 128 } else { 64 });
-        let size = size_of::<half_bits>();
         let threads = 2 * tile; // a warp for 16 rows
-        let rows = size * 2 * tile * dim + size * 4 * BACKWARD_ROWS * dim;
+        let key_rows = packing.max_length().next_multiple_of(16).min(2 * FORWARD_KEYS);
+        let bf16 = DType::BF16.size_in_bytes();
+        let backward = bf16 * dim * (2 * tile + 4 * BACKWARD_ROWS);
         Ok(Self {
             module,
+            dim,
             tile,
-            forward: (if dim <= 64 { tile } else { threads }, size * (tile * dim + 4 * FORWARD_KEYS * dim)),
-            backward_keys: (threads, rows + size * tile * BACKWARD_ROWS + size_of::<f32>() * 4 * BACKWARD_ROWS),
-            backward_queries: (threads, rows),
-            whole: true,
+            forward: (threads, bf16 * dim * (tile + 2 * key_rows)),
+            backward_keys: (threads, backward + bf16 * tile * BACKWARD_ROWS + size_of::<f32>() * 4 * BACKWARD_ROWS),
+            backward_queries: (threads, backward),
+            tensor_cores: Some(key_rows as u32),
         })
     }
 }
-
-/// The bits of a bf16.
-#[allow(non_camel_case_types)]
-type half_bits = u16;
 
 /// The blocks' sequences and tiles, `[blocks, 2]`: the longest sequences first, whose blocks take longest.
 #[derive(Clone, Debug)]
@@ -226,13 +228,14 @@ pub(crate) fn forward(
     let call = Call::new(KERNEL, q, packing, heads, scale, dropout)?;
     let out = call.operands.empty(q.dims())?;
     let lse = call.operands.empty_of(&[heads, q.dims()[0]], DType::F32)?;
-    let args = [
+    let mut args = vec![
         call.activation(KERNEL, "out", &out)?,
         call.operands.tensor("lse", &lse, DType::F32)?,
         call.activation(KERNEL, "q", q)?,
         call.activation(KERNEL, "k", k)?,
         call.activation(KERNEL, "v", v)?,
     ];
+    args.extend(call.plan.tensor_cores.map(Arg::U32));
     call.over_queries(gpu, "forward", call.tiles.blocks, call.plan.forward, &args)?;
     Ok((out, lse))
 }
@@ -268,19 +271,18 @@ pub(crate) fn backward(
         dots_arg,
     ];
 
-    // As many lanes for a head of a row as the module's head dimension has vectors of 8: at most 32.
+    // A row of a head has as many lanes as the module's head dimension has eights.
     const THREADS: usize = 256;
-    let lanes = (hidden / heads).next_power_of_two().max(32) / 8;
-    let blocks = (rows * heads * lanes).div_ceil(THREADS);
-    let launch = Launch { grid: [blocks as u32, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: 0 };
-    let sizes = [Arg::U32(rows as u32), Arg::U32(heads as u32), Arg::I32((hidden / heads) as i32)];
+    let blocks = rows.div_ceil(THREADS / (call.plan.dim / 8));
+    let launch = Launch { grid: [blocks as u32, heads as u32, 1], block: [THREADS as u32, 1, 1], shared_bytes: 0 };
+    let sizes = [Arg::U32(rows as u32), Arg::I32((hidden / heads) as i32)];
     let args = [&[dots_arg, call.activation(KERNEL, "out", out)?, dout_arg], &sizes[..]].concat();
     gpu.launch(call.plan.module, "dots", launch, &args)?;
 
-    let written: &[Arg] = if call.plan.whole { &[dq_arg, dk_arg, dv_arg] } else { &[dk_arg, dv_arg] };
+    let written: &[Arg] = if call.plan.tensor_cores.is_some() { &[dq_arg, dk_arg, dv_arg] } else { &[dk_arg, dv_arg] };
     let args = [written, &read].concat();
     call.over_keys(gpu, "backward_keys", call.tiles.blocks, call.plan.backward_keys, &args)?;
-    let blocks = if call.plan.whole { call.tiles.of_several } else { call.tiles.blocks };
+    let blocks = if call.plan.tensor_cores.is_some() { call.tiles.of_several } else { call.tiles.blocks };
     if blocks > 0 {
         let args = [&[dq_arg], &read[..]].concat();
         call.over_queries(gpu, "backward_queries", blocks, call.plan.backward_queries, &args)?;
