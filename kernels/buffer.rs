@@ -34,14 +34,11 @@ pub struct View<'a> {
 enum Part<'a> {
     Host {
         values: &'a [f32],
+        #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))] // nobody asks on the CPU
         bf16: Option<&'a [u16]>,
     },
     #[cfg(feature = "cuda")]
-    Cuda {
-        values: u64,
-        bf16: Option<u64>,
-        len: usize,
-    },
+    Cuda { values: u64, bf16: Option<u64>, len: usize },
 }
 
 /// A contiguous part of a [`Buffer`], to write: a parameter's gradient.

@@ -47,5 +47,5 @@ pub use tanh::tanh;
 pub use tape::{Gradients, Tape};
 pub use tensor::{Dim, Shape, Symbol, Tensor, Value};
 
-/// The data of a value: a contiguous f32 candle tensor.
+/// The data of a value: a contiguous candle tensor, f32 or on a GPU bf16.
 pub type Data = candle_core::Tensor;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use kiln_kernels::cross_entropy;
+use kiln_kernels::{Tensor, cross_entropy};
 use kiln_models::nn::Mode;
 
 use super::{
@@ -113,10 +113,9 @@ impl<'a> Trainer<'a> {
             let (step, started) = (self.state.step, Instant::now());
             let batch = self.sampler.micro_batches(step);
             let weight = self.weight(&batch);
-            let mut loss = 0.0;
-            for micro_batch in &batch {
-                loss += self.backward(micro_batch, weight)?;
-            }
+            let losses =
+                batch.iter().map(|micro_batch| self.backward(micro_batch, weight)).collect::<Result<Vec<_>>>()?;
+            let loss = self.loss(&batch, &losses)?;
             if step == first {
                 gradient_coverage(parameters)
                     .with_context(|| format!("step {step}; {}", self.blame(&batch.concat())))?;
@@ -168,8 +167,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Forward and backward of a micro-batch, whose loss is its sum over the whole batch's weight:
-    /// so any cut of the batch gives the same gradient. Returns the sum.
-    fn backward(&self, micro_batch: &[u32], weight: f64) -> Result<f64> {
+    /// so any cut of the batch gives the same gradient. Returns each example's loss, which is not read
+    /// here: that would wait for a GPU.
+    fn backward(&self, micro_batch: &[u32], weight: f64) -> Result<Tensor> {
         let examples: Vec<_> = micro_batch.iter().map(|&i| self.train.example(i as usize)).collect();
         let ids = micro_batch.iter().map(|&i| u64::from(i)).collect();
         let labels: Vec<u32> = micro_batch.iter().filter_map(|&i| self.train.label(i as usize)).collect();
@@ -183,15 +183,25 @@ impl<'a> Trainer<'a> {
             self.settings.label_smoothing as f32,
             weight,
         )?;
-        let broken: Vec<u32> =
-            micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
-        if !broken.is_empty() {
-            bail!("step {}: the loss is not finite; {}", self.state.step, self.blame(&broken));
-        }
         if let Some(tape) = inputs.tape() {
             tape.backward(&logits, dlogits)?;
         }
-        Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
+        Ok(losses)
+    }
+
+    /// The sum of a batch's losses, which have to be finite.
+    fn loss(&self, batch: &[Vec<u32>], losses: &[Tensor]) -> Result<f64> {
+        let mut sum = 0.0;
+        for (micro_batch, losses) in batch.iter().zip(losses) {
+            let losses = losses.to_vec1::<f32>()?;
+            let broken: Vec<u32> =
+                micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
+            if !broken.is_empty() {
+                bail!("step {}: the loss is not finite; {}", self.state.step, self.blame(&broken));
+            }
+            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        }
+        Ok(sum)
     }
 
     /// The total weight of a global batch's examples.
