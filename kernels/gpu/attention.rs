@@ -171,43 +171,20 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Launches over the tiles of queries, or where only first tokens ask over the sequences: each has one.
-    fn over_queries(
-        &self,
-        gpu: &impl Gpu,
-        kernel: &str,
-        blocks: usize,
-        (threads, shared_bytes): (usize, usize),
-        args: &[Arg],
-    ) -> Result<()> {
-        if self.firsts {
-            return self.launch(gpu, kernel, self.sequences, Arg::Pointer(0), (threads, shared_bytes), args);
-        }
-        self.over_keys(gpu, kernel, blocks, (threads, shared_bytes), args)
-    }
-
-    /// Launches over the first `blocks` tiles of keys.
-    fn over_keys(
-        &self,
-        gpu: &impl Gpu,
-        kernel: &str,
-        blocks: usize,
-        block: (usize, usize),
-        args: &[Arg],
-    ) -> Result<()> {
-        let tiles = self.operands.tensor("tiles", &self.tiles.table, DType::U32)?;
-        self.launch(gpu, kernel, blocks, tiles, block, args)
-    }
-
+    /// Launches over the first `blocks` tiles, or where `firsts` over the sequences, each of which has one.
     fn launch(
         &self,
         gpu: &impl Gpu,
         kernel: &str,
+        firsts: bool,
         blocks: usize,
-        tiles: Arg,
         (threads, shared_bytes): (usize, usize),
         args: &[Arg],
     ) -> Result<()> {
+        let (blocks, tiles) = match firsts {
+            true => (self.sequences, Arg::Pointer(0)),
+            false => (blocks, self.operands.tensor("tiles", &self.tiles.table, DType::U32)?),
+        };
         let grid = [blocks as u32, self.heads as u32, 1];
         let launch = Launch { grid, block: [threads as u32, 1, 1], shared_bytes: shared_bytes as u32 };
         let args = [args, &self.before_tiles, &[tiles], &self.after_tiles].concat();
@@ -236,7 +213,7 @@ pub(crate) fn forward(
         call.activation(KERNEL, "v", v)?,
     ];
     args.extend(call.plan.tensor_cores.map(Arg::U32));
-    call.over_queries(gpu, "forward", call.tiles.blocks, call.plan.forward, &args)?;
+    call.launch(gpu, "forward", call.firsts, call.tiles.blocks, call.plan.forward, &args)?;
     Ok((out, lse))
 }
 
@@ -281,11 +258,11 @@ pub(crate) fn backward(
 
     let written: &[Arg] = if call.plan.tensor_cores.is_some() { &[dq_arg, dk_arg, dv_arg] } else { &[dk_arg, dv_arg] };
     let args = [written, &read].concat();
-    call.over_keys(gpu, "backward_keys", call.tiles.blocks, call.plan.backward_keys, &args)?;
+    call.launch(gpu, "backward_keys", false, call.tiles.blocks, call.plan.backward_keys, &args)?;
     let blocks = if call.plan.tensor_cores.is_some() { call.tiles.of_several } else { call.tiles.blocks };
     if blocks > 0 {
         let args = [&[dq_arg], &read[..]].concat();
-        call.over_queries(gpu, "backward_queries", blocks, call.plan.backward_queries, &args)?;
+        call.launch(gpu, "backward_queries", call.firsts, blocks, call.plan.backward_queries, &args)?;
     }
     Ok((dq, dk, dv))
 }

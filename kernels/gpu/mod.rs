@@ -29,8 +29,9 @@ mod segments;
 mod testing;
 
 /// The headers of the kernels: `device.cuh` is all kernels' first.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 4] = [
     ("#include \"gpu/attention.cuh\"", include_str!("attention.cuh")),
+    ("#include \"gpu/tiles.cuh\"", include_str!("tiles.cuh")),
     ("#include \"gpu/device.cuh\"", include_str!("device.cuh")),
     ("#include \"gpu/elements.cuh\"", include_str!("elements.cuh")),
 ];
