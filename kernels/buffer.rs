@@ -106,7 +106,7 @@ impl Buffer {
             Memory::Host { .. } => bail!("a copy in bf16 was asked for on the CPU, which computes in f32"),
             #[cfg(feature = "cuda")]
             Memory::Cuda { values, bf16 } => {
-                let copy = bf16.insert(values.zeros_like()?);
+                let copy = bf16.insert(Box::new(values.zeros_like()?));
                 let cuda = gpu::cuda::expect(&self.device)?;
                 gpu::buffer::to_bf16(&*cuda, copy.address(0), values.address(0), values.len())?;
             }
@@ -280,11 +280,11 @@ impl Buffer {
     }
 
     #[cfg(test)]
-    pub(crate) fn bf16_bits(&self) -> Vec<u16> {
+    pub(crate) fn bf16_bits(&self) -> Result<Vec<u16>> {
         match &self.memory {
-            Memory::Host { bf16, .. } => bf16.clone().unwrap_or_default(),
+            Memory::Host { bf16, .. } => Ok(bf16.clone().unwrap_or_default()),
             #[cfg(feature = "cuda")]
-            Memory::Cuda { .. } => Vec::new(),
+            Memory::Cuda { bf16, .. } => bf16.as_ref().map_or(Ok(Vec::new()), |bf16| bf16.download(0..bf16.len())),
         }
     }
 
@@ -436,12 +436,12 @@ mod tests {
         let mut x = vec![1.0, -1.0 - 3.0 / 256.0, 1e-40, 3.4e38, f32::INFINITY];
         let mut buffer = Buffer::from_vec(x.clone(), &Device::Cpu)?;
         buffer.keep_bf16()?;
-        assert_eq!(buffer.bf16_bits(), bits(&x));
+        assert_eq!(buffer.bf16_bits()?, bits(&x));
         buffer.write(1, &[0.1, 0.2])?;
         x[1..3].copy_from_slice(&[0.1, 0.2]);
-        assert_eq!(buffer.bf16_bits(), bits(&x));
+        assert_eq!(buffer.bf16_bits()?, bits(&x));
         buffer.fill(0.3)?;
-        assert_eq!(buffer.bf16_bits(), bits(&[0.3; 5]));
+        assert_eq!(buffer.bf16_bits()?, bits(&[0.3; 5]));
         Ok(())
     }
 }

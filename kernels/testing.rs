@@ -31,6 +31,20 @@ pub fn packing(lengths: &[u32]) -> Packing {
     Packing::new(offsets, (0..lengths.len() as u64).map(|i| 1000 - 7 * i).collect()).unwrap()
 }
 
+/// The first GPU, opened once; says where there is none.
+#[cfg(feature = "cuda")]
+pub fn cuda() -> Option<Device> {
+    static DEVICE: std::sync::LazyLock<Option<Device>> = std::sync::LazyLock::new(|| match crate::cuda_device(0) {
+        Ok(device) => Some(device),
+        Err(e) if e.to_string().contains("looking for GPUs") || e.to_string().contains("but there are 0") => None,
+        Err(e) => panic!("{e}"),
+    });
+    if DEVICE.is_none() {
+        eprintln!("skipped: no CUDA device");
+    }
+    DEVICE.clone()
+}
+
 pub fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -60,44 +60,36 @@ pub(crate) fn step(
 
 #[cfg(test)]
 mod tests {
-    use super::super::emulated::Emulator;
+    use super::super::{linear::Blas, testing::*};
     use super::*;
     use crate::{
         Device,
         adamw::{AdamW, plan},
         testing::*,
     };
-    use half::bf16;
 
-    #[test]
-    fn is_the_cpus() -> Result<()> {
+    gpu_tests!(is_the_cpus);
+
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
         const LEN: usize = 20_000;
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
         let group = |range, learning_rate, weight_decay| Group { range, learning_rate, weight_decay };
         let groups = [group(10_000..19_999, 0.1, 0.0), group(5..20, 0.02, 0.5), group(20..9_000, 0.01, 0.5)];
-        for copy in [false, true] {
-            let (mut p, mut m, mut v) = (buffer(0, LEN), Buffer::zeros(LEN, &Device::Cpu)?, buffer(4, LEN));
-            v.fill(0.2)?;
-            let [mut want_p, mut want_m, mut want_v] =
-                [&p, &m, &v].map(|b| Buffer::from_vec(all(b), &Device::Cpu).unwrap());
-            if copy {
-                p.keep_bf16()?;
+        let (mut want_p, mut want_m) = (buffer(0, LEN), Buffer::zeros(LEN, &Device::Cpu)?);
+        let mut want_v = Buffer::from_vec(vec![0.2; LEN], &Device::Cpu)?;
+        let (mut p, mut m, mut v) = (case.parameters(&want_p)?, case.buffer(&want_m)?, case.buffer(&want_v)?);
+        for step in 1..=3 {
+            let mut want_g = buffer(step, LEN);
+            let mut g = case.buffer(&want_g)?;
+            let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step, gradient_scale: 0.7 };
+            super::step(case.gpu, &mut p, &mut g, &mut m, &mut v, &plan(&groups, &adamw, LEN)?)?;
+            crate::adamw::step(&mut want_p, &mut want_g, &mut want_m, &mut want_v, &groups, &adamw)?;
+            for (name, got, want) in [("p", &p, &want_p), ("g", &g, &want_g), ("m", &m, &want_m), ("v", &v, &want_v)] {
+                assert_close(name, &all(got), &all(want), 1e-6);
             }
-            for step in 1..=3 {
-                let (mut g, mut want_g) = (buffer(step, LEN), buffer(step, LEN));
-                let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step, gradient_scale: 0.7 };
-                super::step(&gpu, &mut p, &mut g, &mut m, &mut v, &plan(&groups, &adamw, LEN)?)?;
-                crate::adamw::step(&mut want_p, &mut want_g, &mut want_m, &mut want_v, &groups, &adamw)?;
-                for (name, got, want) in
-                    [("p", &p, &want_p), ("g", &g, &want_g), ("m", &m, &want_m), ("v", &v, &want_v)]
-                {
-                    assert_close(name, &all(got), &all(want), 1e-6);
-                }
-            }
-            if copy {
-                let rounded: Vec<u16> = all(&p).iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-                assert_eq!(p.bf16_bits(), rounded, "the copy was not written");
-            }
+        }
+        if case.dtype == DType::BF16 {
+            let rounded: Vec<u16> = all(&p).iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+            assert_eq!(p.bf16_bits()?, rounded, "the copy was not written");
         }
         Ok(())
     }

@@ -37,39 +37,36 @@ pub(crate) fn forward(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{emulated::Emulator, testing::*};
+    use super::super::{linear::Blas, testing::*};
     use super::*;
-    use crate::{Device, testing::*};
+    use crate::testing::*;
 
-    #[test]
-    fn is_the_cpus() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
+    gpu_tests!(is_the_cpus, confident_logits_stay_finite);
+
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
         for (examples, classes) in [(1, 2), (6, 5), (19, 70)] {
             let labels: Vec<u32> = (0..examples as u32).map(|i| i * 7 % classes as u32).collect();
             let weights: Vec<f32> = (0..classes).map(|i| (i % 4) as f32 * 0.75).collect();
             for (weights, smoothing) in [(None, 0.0), (None, 0.1), (Some(&weights[..]), 0.0), (Some(&weights[..]), 0.3)]
             {
-                for precision in PRECISIONS {
-                    let logits = precision.inputs(&tensor(1, &[examples, classes]).affine(3.0, 0.0)?);
-                    let (losses, gradient) = forward(&gpu, &logits.device, &labels, weights, smoothing, 8.0)?;
-                    let (want_losses, want) =
-                        crate::cross_entropy::forward(&logits.host, &labels, weights, smoothing, 8.0)?;
-                    // the CPU sums in f64; only the gradient is rounded to bf16
-                    assert_close("losses", &values(&losses), &values(&want_losses), 2e-6);
-                    precision.close("dlogits", &gradient, &want, precision.tolerance(2e-6, 1.0 / 256.0));
-                }
+                let logits = case.inputs(&tensor(1, &[examples, classes]).affine(3.0, 0.0)?)?;
+                let (losses, gradient) = forward(case.gpu, &logits.device, &labels, weights, smoothing, 8.0)?;
+                let (want_losses, want) =
+                    crate::cross_entropy::forward(&logits.host, &labels, weights, smoothing, 8.0)?;
+                // the CPU sums in f64; only the gradient is rounded to bf16
+                assert_close("losses", &values(&losses), &values(&want_losses), 2e-6);
+                case.close("dlogits", &gradient, &want, case.tolerance(2e-6, 1.0 / 256.0));
             }
         }
         Ok(())
     }
 
-    #[test]
-    fn confident_logits_stay_finite() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
-        let logits = Tensor::new(&[[1e4f32, 0.0, -1e4], [-1e30, 1e30, 0.0]], &Device::Cpu)?;
-        let (losses, gradient) = forward(&gpu, &logits, &[0, 1], None, 0.0, 2.0)?;
+    fn confident_logits_stay_finite(case: &Case<impl Blas>) -> Result<()> {
+        let logits = Tensor::new(&[[1e4f32, 0.0, -1e4], [-1e30, 1e30, 0.0]], &crate::Device::Cpu)?;
+        let logits = case.inputs(&logits)?;
+        let (losses, gradient) = forward(case.gpu, &logits.device, &[0, 1], None, 0.0, 2.0)?;
         assert_eq!(values(&losses), [0.0, 0.0]);
-        assert!(values(&gradient).iter().all(|x| x.abs() < 1e-6));
+        assert!(values(&gradient.to_dtype(DType::F32)?).iter().all(|x| x.abs() < 1e-6));
         Ok(())
     }
 }

@@ -22,22 +22,20 @@ pub(crate) fn forward(gpu: &impl Gpu, x: &Tensor, dropout: &Dropout, packing: &P
 
 #[cfg(test)]
 mod tests {
-    use super::super::{emulated::Emulator, testing::*};
+    use super::super::{linear::Blas, testing::*};
     use crate::{Dropout, Result, testing::*};
 
-    #[test]
-    fn is_the_cpus() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
+    gpu_tests!(is_the_cpus);
+
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
         for (lengths, hidden) in [(&[1, 4, 2][..], 5), (&[3, 1, 130], 64), (&[17], 264)] {
             let packing = packing(lengths);
             for probability in [0.0, 0.3] {
                 let dropout = Dropout { probability, seed: 42, step: 5, site: 2 };
-                for precision in PRECISIONS {
-                    let x = precision.inputs(&tensor(1, &[packing.tokens(), hidden]));
-                    let got = super::forward(&gpu, &x.device, &dropout, &packing)?;
-                    let want = crate::dropout::forward(&x.host, &dropout, &packing)?;
-                    precision.close("y", &got, &want, precision.tolerance(0.0, 1.0 / 256.0));
-                }
+                let x = case.inputs(&tensor(1, &[packing.tokens(), hidden]))?;
+                let got = super::forward(case.gpu, &x.device, &dropout, &packing)?;
+                let want = crate::dropout::forward(&x.host, &dropout, &packing)?;
+                case.close("y", &got, &want, case.tolerance(0.0, 1.0 / 256.0)); // one rounding
             }
         }
         Ok(())

@@ -61,36 +61,34 @@ fn launch(gpu: &impl Gpu, module: &Module, kernel: &str, pointers: &[Arg; 2], n:
 
 #[cfg(test)]
 mod tests {
-    use super::super::{emulated::Emulator, testing::*};
+    use super::super::{linear::Blas, testing::*};
     use crate::{Result, Tensor, testing::*};
 
     /// One rounding to bf16: 2⁻⁸ of an element at most.
     const BF16: f32 = 1.0 / 256.0;
 
-    #[test]
-    fn elementwise_kernels_are_the_cpus() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
+    gpu_tests!(are_the_cpus);
+
+    fn are_the_cpus(case: &Case<impl Blas>) -> Result<()> {
         for dims in [[1, 1], [3, 17], [33, 64], [700, 130]] {
-            for precision in PRECISIONS {
-                let (x, dy) = (tensor(1, &dims).affine(2.0, 0.0)?, tensor(2, &dims));
-                let [x, dy] = [&x, &dy].map(|t| precision.inputs(t));
-                let tolerance = precision.tolerance(1e-6, BF16);
-                let close = |name: &str, got: &Tensor, want: Tensor| precision.close(name, got, &want, tolerance);
-                close("gelu", &super::gelu(&gpu, &x.device)?, crate::gelu::forward(&x.host)?);
-                let (got, want) = (dy.copy()?, dy.host.copy()?);
-                close("gelu dx", &super::gelu_backward(&gpu, &x.device, got)?, crate::gelu::backward(&x.host, want)?);
-                let y = super::tanh(&gpu, &x.device)?;
-                close("tanh", &y, crate::tanh::forward(&x.host)?);
-                let (got, want) = (dy.copy()?, dy.host.copy()?);
-                let y = precision.inputs(&crate::tanh::forward(&x.host)?);
-                close("tanh dx", &super::tanh_backward(&gpu, &y.device, got)?, crate::tanh::backward(&y.host, want)?);
-                let sum = super::add(&gpu, dy.copy()?, &x.device)?;
-                close("add", &sum, crate::add(dy.host.copy()?, &x.host)?);
-                // what is read is unharmed where it is also written
-                let twice = super::add(&gpu, x.device.clone(), &x.device)?;
-                close("x + x", &twice, (&x.host * 2.0)?);
-                close("x", &x.device, x.host.clone());
-            }
+            let (x, dy) = (tensor(1, &dims).affine(2.0, 0.0)?, tensor(2, &dims));
+            let (x, dy) = (case.inputs(&x)?, case.inputs(&dy)?);
+            let close = |name: &str, got: &Tensor, want: Tensor| {
+                case.close(name, got, &want, case.tolerance(1e-6, BF16));
+            };
+            close("gelu", &super::gelu(case.gpu, &x.device)?, crate::gelu::forward(&x.host)?);
+            let dx = super::gelu_backward(case.gpu, &x.device, case.copy(&dy)?)?;
+            close("gelu dx", &dx, crate::gelu::backward(&x.host, dy.host.copy()?)?);
+            let y = crate::tanh::forward(&x.host)?;
+            close("tanh", &super::tanh(case.gpu, &x.device)?, y.clone());
+            let y = case.inputs(&y)?;
+            let dx = super::tanh_backward(case.gpu, &y.device, case.copy(&dy)?)?;
+            close("tanh dx", &dx, crate::tanh::backward(&y.host, dy.host.copy()?)?);
+            let sum = super::add(case.gpu, case.copy(&dy)?, &x.device)?;
+            close("add", &sum, crate::add(dy.host.copy()?, &x.host)?);
+            // what is read is unharmed where it is also written
+            close("x + x", &super::add(case.gpu, x.device.clone(), &x.device)?, (&x.host * 2.0)?);
+            close("x", &x.device, x.host.clone());
         }
         Ok(())
     }

@@ -132,33 +132,32 @@ impl Sorted {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{emulated::Emulator, testing::*};
+    use super::super::{linear::Blas, testing::*};
     use super::*;
     use crate::{Buffer, Device, testing::*};
 
-    #[test]
-    fn is_the_cpus() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
+    gpu_tests!(is_the_cpus);
+
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
         for (tokens, hidden) in [(1, 5), (150, 24), (600, 264)] {
             let sizes = [40usize, 7, 2, 3];
             let ids = sizes.map(|rows| (0..tokens as u32).map(|i| (i * i * 31 + i) % rows as u32).collect::<Vec<_>>());
-            for precision in PRECISIONS {
-                let tables = [0, 1, 2, 3].map(|i| precision.parameters(buffer(i as u64, sizes[i] * hidden)));
-                for n in [1, 3, 4] {
-                    let views: Vec<(View, &[u32])> =
-                        (0..n).map(|i| (tables[i].view(0..tables[i].len()), &ids[i][..])).collect();
-                    let got = forward(&gpu, &views, tokens, hidden)?;
-                    let want = crate::embedding::forward(&views, hidden)?;
-                    precision.close("y", &got, &want, precision.tolerance(1e-6, 1.0 / 256.0));
-                }
-                let dy = precision.inputs(&tensor(9, &[tokens, hidden]));
-                for (ids, rows) in ids.iter().zip(sizes) {
-                    let [mut got, mut want] =
-                        [(); 2].map(|()| Buffer::from_vec(vec![2.0; rows * hidden], &Device::Cpu).unwrap());
-                    backward(&gpu, &dy.device, ids, got.view_mut(0..rows * hidden))?;
-                    crate::embedding::backward(&dy.host, ids, want.view_mut(0..rows * hidden))?;
-                    assert_close("dtable", &all(&got), &all(&want), TWIN); // all sums are f32
-                }
+            let host = [0, 1, 2, 3].map(|i| buffer(i as u64, sizes[i] * hidden));
+            let device = host.iter().map(|table| case.parameters(table)).collect::<Result<Vec<_>>>()?;
+            for n in [1, 3, 4] {
+                let got: Vec<(View, &[u32])> =
+                    (0..n).map(|i| (device[i].view(0..device[i].len()), &ids[i][..])).collect();
+                let want: Vec<(View, &[u32])> = (0..n).map(|i| (host[i].view(0..host[i].len()), &ids[i][..])).collect();
+                let (got, want) = (forward(case.gpu, &got, tokens, hidden)?, crate::embedding::forward(&want, hidden)?);
+                case.close("y", &got, &want, case.tolerance(1e-6, 1.0 / 256.0)); // one rounding
+            }
+            let dy = case.inputs(&tensor(9, &[tokens, hidden]))?;
+            for (ids, rows) in ids.iter().zip(sizes) {
+                let twos = |device: &Device| Buffer::from_vec(vec![2.0; rows * hidden], device);
+                let (mut got, mut want) = (twos(case.device)?, twos(&Device::Cpu)?);
+                backward(case.gpu, &dy.device, ids, got.view_mut(0..rows * hidden))?;
+                crate::embedding::backward(&dy.host, ids, want.view_mut(0..rows * hidden))?;
+                assert_close("dtable", &all(&got), &all(&want), TWIN); // all sums are f32
             }
         }
         Ok(())

@@ -109,76 +109,72 @@ fn warps(kernel: &str, hidden: usize, bytes: usize) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{emulated::Emulator, testing::*};
+    use super::super::{linear::Blas, testing::*};
     use super::*;
     use crate::{Buffer, Device, testing::*};
 
     const DROPOUT: Dropout = Dropout { probability: 0.25, seed: 1, step: 2, site: 3 };
 
-    /// y is 4 at most and rounded once from f32, x has one more rounding in the sum: 2 · 2⁻⁹ relative
-    /// to the largest. Gradients go through both, and through dy's.
+    /// The sum is rounded to bf16 here and not on the CPU, and so are the results: two roundings of 2⁻⁸,
+    /// of which the first is multiplied by rstd.
     const BF16: f32 = 1.0 / 100.0;
 
-    fn is_the_cpus(gpu: &Emulator, lengths: &[u32], hidden: usize, residual: bool, dropout: bool) -> Result<()> {
-        let packing = packing(lengths);
-        let dims = [packing.tokens(), hidden];
-        let parameters = buffer(3, 2 * hidden);
-        let (gamma, beta) = (parameters.view(0..hidden), parameters.view(hidden..2 * hidden));
-        let masked = dropout.then_some((&DROPOUT, &packing));
-        for precision in PRECISIONS {
-            let tolerance = precision.tolerance(TWIN, BF16);
-            let x = precision.inputs(&tensor(1, &dims));
-            let r = residual.then(|| precision.inputs(&tensor(2, &dims).affine(2.0, 0.5).unwrap()));
-            let dy = precision.inputs(&tensor(4, &dims));
-            let (y, saved) = forward(gpu, &x.device, r.as_ref().map(|r| &r.device), masked, gamma, beta, 1e-12)?;
-            let (want, want_saved) =
-                crate::layer_norm::forward(&x.host, r.as_ref().map(|r| &r.host), masked, gamma, beta, 1e-12)?;
-            precision.close("y", &y, &want, tolerance);
-            precision.close("sum", &saved.sum, &want_saved.sum, tolerance);
+    gpu_tests!(is_the_cpus, takes_more_rows_than_a_launch_has_warps, refuses_a_row_that_shared_memory_does_not_hold);
 
-            let run = |backward: &dyn Fn(ViewMut, ViewMut) -> Result<(Tensor, Option<Tensor>)>| {
-                let mut gradients = Buffer::zeros(2 * hidden, &Device::Cpu)?;
-                gradients.fill(3.0)?;
-                let [dgamma, dbeta] = gradients.views_mut([0..hidden, hidden..2 * hidden])?;
-                let (dx, dr) = backward(dgamma, dbeta)?;
-                Result::Ok((dx, dr, all(&gradients)))
-            };
-            let (dx, dr, gradients) = run(&|dgamma, dbeta| {
-                backward(gpu, &saved, masked, dy.copy()?, gamma, Some(dgamma), Some(dbeta), residual)
-            })?;
-            let (want_dx, want_dr, want_gradients) = run(&|dgamma, dbeta| {
-                let dy = dy.host.copy()?;
-                crate::layer_norm::backward(&want_saved, masked, dy, gamma, Some(dgamma), Some(dbeta), residual)
-            })?;
-            precision.close("dx", &dx, &want_dx, tolerance);
-            assert_eq!(dr.is_some(), want_dr.is_some());
-            if let (Some(got), Some(want)) = (dr, want_dr) {
-                precision.close("dresidual", &got, &want, tolerance);
-            }
-            assert_close("dgamma, dbeta", &gradients, &want_gradients, tolerance);
-            // frozen parameters ask for nothing
-            backward(gpu, &saved, masked, dy.copy()?, gamma, None, None, residual)?;
+    fn compare(case: &Case<impl Blas>, lengths: &[u32], hidden: usize, residual: bool, dropout: bool) -> Result<()> {
+        let (packing, parameters) = (packing(lengths), buffer(3, 2 * hidden));
+        let (dims, tolerance) = ([packing.tokens(), hidden], case.tolerance(TWIN, BF16));
+        let on_device = case.buffer(&parameters)?;
+        let [gamma, beta] = [0..hidden, hidden..2 * hidden].map(|range| on_device.view(range));
+        let [host_gamma, host_beta] = [0..hidden, hidden..2 * hidden].map(|range| parameters.view(range));
+        let masked = dropout.then_some((&DROPOUT, &packing));
+        let x = case.inputs(&tensor(1, &dims))?;
+        let r = residual.then(|| case.inputs(&tensor(2, &dims).affine(2.0, 0.5)?)).transpose()?;
+        let dy = case.inputs(&tensor(4, &dims))?;
+        let (y, saved) = forward(case.gpu, &x.device, r.as_ref().map(|r| &r.device), masked, gamma, beta, 1e-12)?;
+        let r = r.as_ref().map(|r| &r.host);
+        let (want, host) = crate::layer_norm::forward(&x.host, r, masked, host_gamma, host_beta, 1e-12)?;
+        case.close("y", &y, &want, tolerance);
+        case.close("sum", &saved.sum, &host.sum, tolerance);
+
+        let threes = |device: &Device| Buffer::from_vec(vec![3.0; 2 * hidden], device);
+        let (mut got, mut want) = (threes(case.device)?, threes(&Device::Cpu)?);
+        let [dgamma, dbeta] = got.views_mut([0..hidden, hidden..2 * hidden])?;
+        let copy = case.copy(&dy)?;
+        let (dx, dr) = backward(case.gpu, &saved, masked, copy, gamma, Some(dgamma), Some(dbeta), residual)?;
+        let [dgamma, dbeta] = want.views_mut([0..hidden, hidden..2 * hidden])?;
+        let copy = dy.host.copy()?;
+        let (want_dx, want_dr) =
+            crate::layer_norm::backward(&host, masked, copy, host_gamma, Some(dgamma), Some(dbeta), residual)?;
+        case.close("dx", &dx, &want_dx, tolerance);
+        assert_eq!(dr.is_some(), want_dr.is_some());
+        if let (Some(got), Some(want)) = (dr, want_dr) {
+            case.close("dresidual", &got, &want, tolerance);
+        }
+        assert_close("dgamma, dbeta", &all(&got), &all(&want), tolerance);
+        // frozen parameters ask for nothing
+        backward(case.gpu, &saved, masked, case.copy(&dy)?, gamma, None, None, residual)?;
+        Ok(())
+    }
+
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
+        for (residual, dropout) in [(false, false), (true, false), (false, true), (true, true)] {
+            compare(case, &[1, 3, 2], 9, residual, dropout)?;
+            compare(case, &[5, 1, 60], 64, residual, dropout)?;
+            compare(case, &[2, 7], 776, residual, dropout)?;
         }
         Ok(())
     }
 
-    #[test]
-    fn is_the_cpus_kernel() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
-        for (residual, dropout) in [(false, false), (true, false), (false, true), (true, true)] {
-            is_the_cpus(&gpu, &[1, 3, 2], 9, residual, dropout)?;
-            is_the_cpus(&gpu, &[5, 1, 60], 64, residual, dropout)?;
-            is_the_cpus(&gpu, &[2, 7], 776, residual, dropout)?;
-        }
-        is_the_cpus(&gpu, &[2200], 8, true, true) // more rows than the blocks of backward have warps
+    fn takes_more_rows_than_a_launch_has_warps(case: &Case<impl Blas>) -> Result<()> {
+        compare(case, &[2200], 8, true, true)
     }
 
-    #[test]
-    fn a_row_that_shared_memory_does_not_hold_is_refused() {
-        let Some(gpu) = Emulator::new() else { return };
-        let (x, p) = (tensor(1, &[1, 13000]), buffer(1, 13000));
+    fn refuses_a_row_that_shared_memory_does_not_hold(case: &Case<impl Blas>) -> Result<()> {
+        let (x, p) = (case.inputs(&tensor(1, &[1, 13000]))?, case.buffer(&buffer(1, 13000))?);
         let view = p.view(0..13000);
-        let error = forward(&gpu, &x, None, None, view, view, 0.0).unwrap_err().to_string();
+        let error = forward(case.gpu, &x.device, None, None, view, view, 0.0).unwrap_err().to_string();
         assert!(error.contains("hidden = 13000: a GPU's shared memory holds 12288 at most"), "{error}");
+        Ok(())
     }
 }

@@ -194,40 +194,38 @@ mod tests {
         }
     }
 
-    /// Weights are rounded to bf16 here and not for the CPU: 2⁻⁹ of each, and once more of the result.
+    /// Weights are rounded to bf16 here and not for the CPU: 2⁻⁸ of each, and once more of the result.
     const BF16: f32 = 1.0 / 64.0;
 
-    #[test]
-    fn is_the_cpus() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
-        for (rows, inputs, outputs) in [(1, 3, 5), (150, 9, 33), (300, 16, 72)] {
-            let size = outputs * inputs;
-            for precision in PRECISIONS {
-                let tolerance = precision.tolerance(TWIN, BF16);
-                let x = precision.inputs(&tensor(1, &[rows, inputs]));
-                let dy = precision.inputs(&tensor(2, &[rows, outputs]));
-                let parameters = precision.parameters(buffer(1, size + outputs));
-                let (w, b) = (parameters.view(0..size), parameters.view(size..size + outputs));
-                let y = forward(&gpu, &x.device, w, Some(b))?;
-                precision.close("y", &y, &crate::linear::forward(&x.host, w, Some(b))?, tolerance);
-                let y = forward(&gpu, &x.device, w, None)?;
-                precision.close("y without bias", &y, &crate::linear::forward(&x.host, w, None)?, tolerance);
+    gpu_tests!(is_the_cpus);
 
-                let sum = precision.inputs(&tensor(3, &[rows, inputs]));
-                for into in [false, true] {
-                    let grad = |sum: Tensor| if into { Grad::Into(sum) } else { Grad::New };
-                    let [mut got, mut want] =
-                        [(); 2].map(|()| Buffer::from_vec(vec![3.0; size + outputs], &Device::Cpu).unwrap());
-                    let [dw, db] = got.views_mut([0..size, size..size + outputs])?;
-                    let dx = backward(&gpu, &x.device, &dy.device, w, grad(sum.copy()?), Some(dw), Some(db))?;
-                    let [dw, db] = want.views_mut([0..size, size..size + outputs])?;
-                    let want_dx =
-                        crate::linear::backward(&x.host, &dy.host, w, grad(sum.host.copy()?), Some(dw), Some(db))?;
-                    precision.close("dx", &dx.unwrap(), &want_dx.unwrap(), tolerance);
-                    assert_close("dw, db", &all(&got), &all(&want), TWIN); // from rounded x and dy, in f32
-                }
-                assert!(backward(&gpu, &x.device, &dy.device, w, Grad::Skip, None, None)?.is_none());
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
+        for (rows, inputs, outputs) in [(1, 3, 5), (150, 9, 33), (300, 16, 72), (7, 64, 3)] {
+            let (size, tolerance) = (outputs * inputs, case.tolerance(TWIN, BF16));
+            let (x, dy) = (case.inputs(&tensor(1, &[rows, inputs]))?, case.inputs(&tensor(2, &[rows, outputs]))?);
+            let host = buffer(1, size + outputs);
+            let device = case.parameters(&host)?;
+            let [w, b] = [0..size, size..size + outputs].map(|range| device.view(range));
+            let [host_w, host_b] = [0..size, size..size + outputs].map(|range| host.view(range));
+            for bias in [false, true] {
+                let y = forward(case.gpu, &x.device, w, bias.then_some(b))?;
+                let want = crate::linear::forward(&x.host, host_w, bias.then_some(host_b))?;
+                case.close("y", &y, &want, tolerance);
             }
+            let sum = case.inputs(&tensor(3, &[rows, inputs]))?;
+            for into in [false, true] {
+                let grad = |sum: Tensor| if into { Grad::Into(sum) } else { Grad::New };
+                let threes = |device: &Device| Buffer::from_vec(vec![3.0; size + outputs], device);
+                let (mut got, mut want) = (threes(case.device)?, threes(&Device::Cpu)?);
+                let [dw, db] = got.views_mut([0..size, size..size + outputs])?;
+                let dx = backward(case.gpu, &x.device, &dy.device, w, grad(case.copy(&sum)?), Some(dw), Some(db))?;
+                let [dw, db] = want.views_mut([0..size, size..size + outputs])?;
+                let sum = grad(sum.host.copy()?);
+                let want_dx = crate::linear::backward(&x.host, &dy.host, host_w, sum, Some(dw), Some(db))?;
+                case.close("dx", &dx.unwrap(), &want_dx.unwrap(), tolerance);
+                assert_close("dw, db", &all(&got), &all(&want), TWIN); // from rounded x and dy, in f32
+            }
+            assert!(backward(case.gpu, &x.device, &dy.device, w, Grad::Skip, None, None)?.is_none());
         }
         Ok(())
     }

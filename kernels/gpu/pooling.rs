@@ -50,24 +50,22 @@ pub(crate) fn first_backward(gpu: &impl Gpu, dy: &Tensor, packing: &Packing) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::{emulated::Emulator, testing::*};
+    use super::super::{linear::Blas, testing::*};
     use super::*;
     use crate::testing::*;
 
-    #[test]
-    fn is_the_cpus() -> Result<()> {
-        let Some(gpu) = Emulator::new() else { return Ok(()) };
+    gpu_tests!(is_the_cpus);
+
+    fn is_the_cpus(case: &Case<impl Blas>) -> Result<()> {
         for (lengths, hidden) in [(&[1, 5, 3, 1][..], 6), (&[100, 2], 64), (&[1], 8)] {
             let packing = packing(lengths);
-            for precision in PRECISIONS {
-                let x = precision.inputs(&tensor(1, &[packing.tokens(), hidden]));
-                let dy = precision.inputs(&tensor(2, &[packing.sequences(), hidden]));
-                // rows are copied: to the same bits
-                let y = first(&gpu, &x.device, &packing)?;
-                precision.close("y", &y, &crate::pooling::first(&x.host, &packing)?, 0.0);
-                let dx = first_backward(&gpu, &dy.device, &packing)?;
-                precision.close("dx", &dx, &crate::pooling::first_backward(&dy.host, &packing)?, 0.0);
-            }
+            let x = case.inputs(&tensor(1, &[packing.tokens(), hidden]))?;
+            let dy = case.inputs(&tensor(2, &[packing.sequences(), hidden]))?;
+            // rows are copied: to the same bits
+            let y = first(case.gpu, &x.device, &packing)?;
+            case.close("y", &y, &crate::pooling::first(&x.host, &packing)?, 0.0);
+            let dx = first_backward(case.gpu, &dy.device, &packing)?;
+            case.close("dx", &dx, &crate::pooling::first_backward(&dy.host, &packing)?, 0.0);
         }
         Ok(())
     }
