@@ -29,6 +29,8 @@ pub(crate) struct OnDevice {
     pub example_ids: Tensor,
     /// Each row's sequence, `[tokens]`, u32.
     pub sequences: Tensor,
+    /// Attention's blocks.
+    pub tiles: std::sync::Mutex<crate::gpu::attention::TilesBySize>,
 }
 
 /// Neighbouring rows of one sequence.
@@ -91,6 +93,7 @@ impl Packing {
             offsets: Tensor::from_slice(&self.0.offsets, self.0.offsets.len(), device)?,
             example_ids: Tensor::from_vec(example_ids, self.sequences(), device)?,
             sequences: Tensor::from_vec(sequences, self.tokens(), device)?,
+            tiles: Default::default(),
         });
         *made = Some(on_device.clone());
         Ok(on_device)

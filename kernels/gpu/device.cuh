@@ -133,6 +133,9 @@ struct Mask {
 
     __device__ inline bool drops() const { return threshold > 0; }
 
+    // Whether the example's element is not dropped.
+    __device__ inline bool keeps(u32 element) const { return random_bits(key, element) >= threshold; }
+
     // What the example's element is multiplied by.
-    __device__ inline float factor(u32 element) const { return random_bits(key, element) >= threshold ? scale : 0.0f; }
+    __device__ inline float factor(u32 element) const { return keeps(element) ? scale : 0.0f; }
 };

@@ -8,6 +8,7 @@ use candle_core::Result;
 use std::ffi::c_void;
 
 pub(crate) mod adamw;
+pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod columns;
 pub(crate) mod cross_entropy;
@@ -28,7 +29,9 @@ mod segments;
 mod testing;
 
 /// The headers of the kernels: `device.cuh` is all kernels' first.
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 4] = [
+    ("#include \"gpu/attention.cuh\"", include_str!("attention.cuh")),
+    ("#include \"gpu/tiles.cuh\"", include_str!("tiles.cuh")),
     ("#include \"gpu/device.cuh\"", include_str!("device.cuh")),
     ("#include \"gpu/elements.cuh\"", include_str!("elements.cuh")),
 ];
