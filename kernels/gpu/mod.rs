@@ -5,6 +5,7 @@
 //! launches them: grid, block, shared memory and arguments, over [`Gpu`].
 use crate::{Dropout, random};
 use candle_core::Result;
+#[cfg(test)]
 use std::ffi::c_void;
 
 pub(crate) mod adamw;
@@ -93,7 +94,8 @@ pub(crate) enum Arg {
 }
 
 impl Arg {
-    /// Where the value lies, as a launch takes it.
+    /// Where the value lies, as the emulator's launch takes it.
+    #[cfg(test)]
     pub fn as_ptr(&self) -> *const c_void {
         match self {
             Arg::Pointer(x) | Arg::U64(x) => std::ptr::from_ref(x).cast(),
