@@ -20,6 +20,8 @@ mod graph;
 mod inputs;
 mod layer_norm;
 mod linear;
+#[cfg(all(test, feature = "cuda"))]
+mod on_cuda;
 mod op;
 mod parameters;
 mod plan;
