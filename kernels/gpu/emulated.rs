@@ -60,6 +60,18 @@ fn library(module: &Module) -> Result<&'static Library> {
     Ok(library)
 }
 
+impl Arg {
+    /// Where the value lies, as a launch takes it.
+    fn as_ptr(&self) -> *const c_void {
+        match self {
+            Arg::Pointer(x) | Arg::U64(x) => std::ptr::from_ref(x).cast(),
+            Arg::I32(x) => std::ptr::from_ref(x).cast(),
+            Arg::U32(x) => std::ptr::from_ref(x).cast(),
+            Arg::F32(x) => std::ptr::from_ref(x).cast(),
+        }
+    }
+}
+
 impl Gpu for Emulator {
     fn launch(&self, module: &Module, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         // SAFETY: KERNEL defines functions of this type under these names.

@@ -5,8 +5,6 @@
 //! launches them: grid, block, shared memory and arguments, over [`Gpu`].
 use crate::{Dropout, random};
 use candle_core::Result;
-#[cfg(test)]
-use std::ffi::c_void;
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
@@ -91,19 +89,6 @@ pub(crate) enum Arg {
     U32(u32),
     U64(u64),
     F32(f32),
-}
-
-impl Arg {
-    /// Where the value lies, as the emulator's launch takes it.
-    #[cfg(test)]
-    pub fn as_ptr(&self) -> *const c_void {
-        match self {
-            Arg::Pointer(x) | Arg::U64(x) => std::ptr::from_ref(x).cast(),
-            Arg::I32(x) => std::ptr::from_ref(x).cast(),
-            Arg::U32(x) => std::ptr::from_ref(x).cast(),
-            Arg::F32(x) => std::ptr::from_ref(x).cast(),
-        }
-    }
 }
 
 /// What launches kernels, one after another in the order of the calls.
