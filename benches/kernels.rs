@@ -67,7 +67,7 @@ fn buffer(stream: u64, len: usize, std: f64) -> Result<Buffer> {
 }
 
 fn var(buffer: &Buffer, dims: &[usize]) -> Result<Var> {
-    Ok(Var::from_tensor(&Tensor::from_vec(buffer.read(0..buffer.len()), dims, &Device::Cpu)?)?)
+    Ok(Var::from_tensor(&Tensor::from_vec(buffer.read(0..buffer.len())?, dims, &Device::Cpu)?)?)
 }
 
 struct Report {
@@ -298,7 +298,7 @@ fn optimizers(report: &Report, elements: usize) -> Result<()> {
     if report.wants("adamw") {
         let groups = [adamw::Group { range: 0..elements, learning_rate: 1e-5, weight_decay: 0.01 }];
         let settings = adamw::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 10, gradient_scale: 1.0 };
-        v.fill(1e-4);
+        v.fill(1e-4)?;
         let (theta, mut first, mut second) = (
             var(&p, &[elements])?,
             Tensor::zeros(elements, DType::F32, &Device::Cpu)?,

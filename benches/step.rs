@@ -161,7 +161,7 @@ impl Bench {
             lap(&mut seconds.data);
             let logits = self.classifier.built().model.forward(&inputs)?;
             let (losses, dlogits) = cross_entropy::forward(logits.data()?, &labels, None, 0.0, weight)?;
-            loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            loss += losses.to_vec1::<f32>()?.iter().map(|&l| f64::from(l)).sum::<f64>();
             lap(&mut seconds.forward);
             inputs.tape().context("no tape")?.backward(&logits, dlogits)?;
             lap(&mut seconds.backward);

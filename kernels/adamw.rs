@@ -1,5 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019), as `torch.optim.AdamW` computes it: parameters, moments and
 //! gradients in one pass, which also clips the gradients and sets them to zero.
+use crate::device::on_gpu;
 use crate::{Buffer, simd, threads};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
@@ -31,10 +32,13 @@ pub struct AdamW {
     pub gradient_scale: f64,
 }
 
+const KERNEL: &str = "adamw::step";
+
 /// Elements of one task.
 const CHUNK: usize = 32768;
 
-/// One step. Elements outside the groups stay as they are; all gradients become zero.
+/// One step. Elements outside the groups stay as they are; all gradients become zero. On a GPU the
+/// parameters' copy in bf16 is written in the same pass.
 ///
 /// # Errors
 /// Where buffers differ in length, groups overlap or go past the end, or the step is 0.
@@ -46,13 +50,42 @@ pub fn step(
     groups: &[Group],
     adamw: &AdamW,
 ) -> Result<()> {
-    const KERNEL: &str = "adamw::step";
     let len = parameters.len();
     for (name, buffer) in [("gradients", &*gradients), ("m", &*m), ("v", &*v)] {
         if buffer.len() != len {
             bail!("{KERNEL}: {name} has {} elements, parameters {len}", buffer.len());
         }
     }
+    let groups = plan(groups, adamw, len)?;
+    on_gpu!(parameters.device(), |gpu| crate::gpu::adamw::step(&*gpu, parameters, gradients, m, v, &groups));
+
+    let mut rest = [
+        parameters.host_mut(KERNEL, "parameters")?,
+        gradients.host_mut(KERNEL, "gradients")?,
+        m.host_mut(KERNEL, "m")?,
+        v.host_mut(KERNEL, "v")?,
+    ];
+    let mut tasks = Vec::new();
+    let mut at = 0;
+    for (group, factors) in groups {
+        let [_, gradients, ..] = take(&mut rest, group.range.start - at);
+        gradients.fill(0.0);
+        let mut parts = take(&mut rest, group.range.len());
+        while !parts[0].is_empty() {
+            let len = parts[0].len().min(CHUNK);
+            tasks.push((take(&mut parts, len), factors));
+        }
+        at = group.range.end;
+    }
+    rest[1].fill(0.0);
+    threads::install(|| {
+        tasks.into_par_iter().for_each(|([p, g, m, v], factors)| update(p, g, m, v, factors));
+    });
+    Ok(())
+}
+
+/// The groups in order, with what they multiply by at this step.
+pub(crate) fn plan<'a>(groups: &'a [Group], adamw: &AdamW, len: usize) -> Result<Vec<(&'a Group, Factors)>> {
     if adamw.step == 0 {
         bail!("{KERNEL}: step = 0: steps count from 1");
     }
@@ -79,29 +112,12 @@ pub fn step(
         gradient_scale: adamw.gradient_scale as f32,
         ..Factors::default()
     };
-    let mut rest = [parameters.data_mut(), gradients.data_mut(), m.data_mut(), v.data_mut()];
-    let mut tasks = Vec::new();
-    let mut at = 0;
-    for group in groups {
-        let [_, gradients, ..] = take(&mut rest, group.range.start - at);
-        gradients.fill(0.0);
-        let mut parts = take(&mut rest, group.range.len());
-        let factors = Factors {
-            decay: (1.0 - group.learning_rate * group.weight_decay) as f32,
-            step_size: (group.learning_rate / bias1) as f32,
-            ..shared
-        };
-        while !parts[0].is_empty() {
-            let len = parts[0].len().min(CHUNK);
-            tasks.push((take(&mut parts, len), factors));
-        }
-        at = group.range.end;
-    }
-    rest[1].fill(0.0);
-    threads::install(|| {
-        tasks.into_par_iter().for_each(|([p, g, m, v], factors)| update(p, g, m, v, factors));
-    });
-    Ok(())
+    let factors = |group: &Group| Factors {
+        decay: (1.0 - group.learning_rate * group.weight_decay) as f32,
+        step_size: (group.learning_rate / bias1) as f32,
+        ..shared
+    };
+    Ok(groups.into_iter().map(|group| (group, factors(group))).collect())
 }
 
 /// Cuts `len` elements off the front of each slice.
@@ -114,16 +130,16 @@ fn take<'a>(slices: &mut [&'a mut [f32]; 4], len: usize) -> [&'a mut [f32]; 4] {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Factors {
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    rsqrt_bias2: f32,
-    epsilon: f32,
-    gradient_scale: f32,
-    decay: f32,
-    step_size: f32,
+pub(crate) struct Factors {
+    pub beta1: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub rsqrt_bias2: f32,
+    pub epsilon: f32,
+    pub gradient_scale: f32,
+    pub decay: f32,
+    pub step_size: f32,
 }
 
 simd::vectorized! {
@@ -176,8 +192,8 @@ mod tests {
     #[test]
     fn groups_have_their_own_rates_and_the_rest_stays() -> Result<()> {
         let (mut p, mut g, mut m, mut v) = (buffer(0, LEN), buffer(1, LEN), zeros(LEN), zeros(LEN));
-        m.fill(0.3);
-        v.fill(0.2);
+        m.fill(0.3)?;
+        v.fill(0.2)?;
         let (p0, g0) = (all(&p), all(&g));
         let group = |range, learning_rate, weight_decay| Group { range, learning_rate, weight_decay };
         let groups = [group(40_000..69_999, 0.1, 0.0), group(5..20, 0.02, 0.5), group(20..33_000, 0.0, 0.5)];
@@ -197,7 +213,7 @@ mod tests {
         assert_close("m", &all(&m), &want_m, 1e-6);
         assert_close("v", &all(&v), &want_v, 1e-6);
         for hole in [0..5, 33_000..40_000, 69_999..LEN] {
-            assert_eq!(p.read(hole.clone()), p0[hole]);
+            assert_eq!(p.read(hole.clone())?, p0[hole]);
         }
         assert_eq!(all(&g), vec![0.0; LEN]);
         Ok(())

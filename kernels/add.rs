@@ -1,3 +1,4 @@
+use crate::device::on_gpu;
 use crate::{cpu, threads};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -9,6 +10,7 @@ use rayon::prelude::*;
 pub fn add(destination: Tensor, source: &Tensor) -> Result<Tensor> {
     const KERNEL: &str = "add";
     cpu::check_dims(KERNEL, "destination", &destination, source.dims(), "source")?;
+    on_gpu!(source.device(), |gpu| crate::gpu::elementwise::add(&*gpu, destination, source));
     cpu::update(KERNEL, "destination", destination, &[source], |destination| {
         let source = cpu::read(KERNEL, "source", source)?;
         let source = &*source;

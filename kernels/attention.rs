@@ -6,6 +6,7 @@
 //! A task is one head of one sequence, on one thread.
 use crate::{
     Dropout, Packing, cpu,
+    device::on_gpu,
     dropout::Mask,
     simd, threads,
     tile::{Product, Start, WIDTH},
@@ -40,6 +41,7 @@ pub fn forward(
 ) -> Result<(Tensor, Tensor)> {
     const KERNEL: &str = "attention::forward";
     let shape = Shape::new(KERNEL, [("q", q)], [("k", k), ("v", v)], packing, heads, scale, dropout)?;
+    on_gpu!(q.device(), |gpu| crate::gpu::attention::forward(&*gpu, [q, k, v], packing, heads, scale, dropout));
     let (q_data, k_data, v_data) = (cpu::read(KERNEL, "q", q)?, cpu::read(KERNEL, "k", k)?, cpu::read(KERNEL, "v", v)?);
     let (q_data, k_data, v_data) = (&*q_data, &*k_data, &*v_data);
     let mut out = cpu::uninit(q_data.len());
@@ -76,6 +78,9 @@ pub fn backward(
     let queries = [("q", q), ("out", out), ("dout", dout)];
     let shape = Shape::new(KERNEL, queries, [("k", k), ("v", v)], packing, heads, scale, dropout)?;
     cpu::check_dims(KERNEL, "lse", lse, &[heads, shape.queries], "[heads, rows of q]")?;
+    on_gpu!(q.device(), |gpu| {
+        crate::gpu::attention::backward(&*gpu, [q, k, v], out, lse, dout, packing, heads, scale, dropout)
+    });
     let (q_data, k_data, v_data) = (cpu::read(KERNEL, "q", q)?, cpu::read(KERNEL, "k", k)?, cpu::read(KERNEL, "v", v)?);
     let (q_data, k_data, v_data) = (&*q_data, &*k_data, &*v_data);
     let (out, dout, lse) =

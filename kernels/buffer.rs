@@ -1,56 +1,141 @@
 //! Flat memory for parameters, their gradients and the optimizer's moments.
 use crate::{
-    memory::{Lent, Memory},
+    lending::{Lendable, Lent},
     threads,
 };
 use candle_core::{Device, Result, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use crate::gpu::{self, cuda::Slice};
+
+static CPU: Device = Device::Cpu;
+
 /// Elements of one task.
 const CHUNK: usize = 32768;
 
 /// A flat array of `f32` on one device.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Buffer {
-    data: Memory,
+    memory: Memory,
+    device: Device,
+}
+
+#[derive(Debug)]
+enum Memory {
+    /// The copy in bf16 is for tests, in which the emulator takes the host's memory for a GPU's.
+    Host { values: Lendable, bf16: Option<Vec<u16>> },
+    /// The copy in bf16 is what products read; whoever writes the values writes it too.
+    #[cfg(feature = "cuda")]
+    Cuda { values: Slice<f32>, bf16: Option<Box<Slice<u16>>> },
 }
 
 /// A contiguous part of a [`Buffer`], to read: a parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    pub(crate) data: &'a [f32],
+    part: Part<'a>,
+    device: &'a Device,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part<'a> {
+    Host {
+        values: &'a [f32],
+        #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))] // nobody asks on the CPU
+        bf16: Option<&'a [u16]>,
+    },
+    #[cfg(feature = "cuda")]
+    Cuda { values: u64, bf16: Option<u64>, len: usize },
 }
 
 /// A contiguous part of a [`Buffer`], to write: a parameter's gradient.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
-    pub(crate) data: &'a mut [f32],
+    part: PartMut<'a>,
+    device: &'a Device,
+}
+
+#[derive(Debug)]
+enum PartMut<'a> {
+    Host(&'a mut [f32]),
+    #[cfg(feature = "cuda")]
+    Cuda {
+        values: u64,
+        len: usize,
+    },
+}
+
+impl Default for Buffer {
+    /// An empty one on the CPU.
+    fn default() -> Self {
+        Self { memory: Memory::Host { values: Lendable::default(), bf16: None }, device: Device::Cpu }
+    }
 }
 
 impl Buffer {
     /// A buffer of `len` zeros.
     ///
     /// # Errors
-    /// Where the device is not the CPU.
+    /// A device that is neither the CPU nor of [`cuda_device`](crate::cuda_device), or memory that it does
+    /// not have.
     pub fn zeros(len: usize, device: &Device) -> Result<Self> {
-        Self::from_vec(vec![0.0; len], device)
+        let memory = match device {
+            Device::Cpu => Memory::Host { values: vec![0.0; len].into(), bf16: None },
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => Memory::Cuda { values: Slice::zeros(len, cuda)?, bf16: None },
+            other => return Err(no_memory(other)),
+        };
+        Ok(Self { memory, device: device.clone() })
     }
 
     /// A buffer that holds `data`.
     ///
     /// # Errors
-    /// Where the device is not the CPU.
+    /// As [`zeros`](Self::zeros).
     pub fn from_vec(data: Vec<f32>, device: &Device) -> Result<Self> {
-        if !device.is_cpu() {
-            bail!("a buffer was asked for on {device:?}: kernels run on the CPU only");
+        let memory = match device {
+            Device::Cpu => Memory::Host { values: data.into(), bf16: None },
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => Memory::Cuda { values: Slice::upload(&data, cuda)?, bf16: None },
+            other => return Err(no_memory(other)),
+        };
+        Ok(Self { memory, device: device.clone() })
+    }
+
+    /// Keeps a copy in bf16 beside the values from now on: then activations are bf16, and products read
+    /// the copy.
+    ///
+    /// # Errors
+    /// On the CPU, which computes in f32.
+    pub fn keep_bf16(&mut self) -> Result<()> {
+        match &mut self.memory {
+            Memory::Host { values, bf16 } if cfg!(test) => {
+                *bf16 = Some(values.all().iter().map(|&x| round(x)).collect())
+            }
+            Memory::Host { .. } => bail!("a copy in bf16 was asked for on the CPU, which computes in f32"),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, bf16 } => {
+                let copy = bf16.insert(Box::new(values.zeros_like()?));
+                let cuda = gpu::cuda::expect(&self.device)?;
+                gpu::buffer::to_bf16(&*cuda, copy.address(0), values.address(0), values.len())?;
+            }
         }
-        Ok(Self { data: data.into() })
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// How many elements it holds.
     pub fn len(&self) -> usize {
-        self.data.len()
+        match &self.memory {
+            Memory::Host { values, .. } => values.len(),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, .. } => values.len(),
+        }
     }
 
     /// Whether it holds no element.
@@ -63,7 +148,18 @@ impl Buffer {
     /// # Panics
     /// Where the range goes past the end, as indexing a slice does.
     pub fn view(&self, range: Range<usize>) -> View<'_> {
-        View { data: self.data.part(range) }
+        let part = match &self.memory {
+            Memory::Host { values, bf16 } => {
+                Part::Host { values: values.part(range.clone()), bf16: bf16.as_ref().map(|bf16| &bf16[range]) }
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, bf16 } => {
+                self.check(&range);
+                let bf16 = bf16.as_ref().map(|bf16| bf16.address(range.start));
+                Part::Cuda { values: values.address(range.start), bf16, len: range.len() }
+            }
+        };
+        View { part, device: &self.device }
     }
 
     /// A part, to write.
@@ -71,7 +167,14 @@ impl Buffer {
     /// # Panics
     /// Where the range goes past the end, as indexing a slice does.
     pub fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
-        ViewMut { data: self.data.part_mut(range) }
+        #[cfg(feature = "cuda")]
+        self.check(&range);
+        let part = match &mut self.memory {
+            Memory::Host { values, .. } => PartMut::Host(values.part_mut(range)),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, .. } => PartMut::Cuda { values: values.address(range.start), len: range.len() },
+        };
+        ViewMut { part, device: &self.device }
     }
 
     /// Several parts at once, to write.
@@ -79,26 +182,55 @@ impl Buffer {
     /// # Errors
     /// Where two ranges overlap or one goes past the end.
     pub fn views_mut<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> Result<[ViewMut<'_>; N]> {
-        Ok(self.data.parts_mut(ranges)?.map(|data| ViewMut { data }))
+        #[cfg(feature = "cuda")]
+        let len = self.len();
+        let device = &self.device;
+        match &mut self.memory {
+            Memory::Host { values, .. } => {
+                Ok(values.parts_mut(ranges)?.map(|values| ViewMut { part: PartMut::Host(values), device }))
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, .. } => {
+                let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+                for (i, a) in ranges.iter().enumerate() {
+                    if a.start > a.end || a.end > len || !ranges[..i].iter().all(|b| apart(a, b)) {
+                        bail!("views {ranges:?} of a buffer of {len}: they overlap or go past its end");
+                    }
+                }
+                let part =
+                    |range: Range<usize>| PartMut::Cuda { values: values.address(range.start), len: range.len() };
+                Ok(ranges.map(|range| ViewMut { part: part(range), device }))
+            }
+        }
     }
 
-    /// Lends a part to another thread, until it drops it. Until then whoever reaches for it here panics.
+    /// Lends a part to another thread, until it drops it. Until then whoever reaches for it here panics; on a
+    /// GPU nobody looks, and what is launched meanwhile is in no order with what the other launches.
     ///
     /// # Errors
     /// Where the range goes past the end, or some of it is lent.
     pub fn lend(&mut self, range: Range<usize>) -> Result<Lent> {
-        self.data.lend(range)
+        match &mut self.memory {
+            Memory::Host { values, .. } => values.lend(range).map(Lent::Host),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, .. } => values.lend(range).map(Lent::Cuda),
+        }
     }
 
     /// Adds another buffer's elements to these.
     ///
     /// # Errors
-    /// Where it has another length.
+    /// Where it has another length or lies elsewhere.
     pub fn add(&mut self, other: &Buffer) -> Result<()> {
         if self.len() != other.len() {
             bail!("a buffer of {} is to be added to one of {}", other.len(), self.len());
         }
-        let (sum, other) = (self.data.all_mut(), other.data.all());
+        #[cfg(feature = "cuda")]
+        if let (Memory::Cuda { values: sum, .. }, Memory::Cuda { values, .. }) = (&self.memory, &other.memory) {
+            let cuda = gpu::cuda::expect(&self.device)?;
+            return gpu::elementwise::add_f32(&*cuda, sum.address(0), values.address(0), sum.len());
+        }
+        let (sum, other) = (self.host_mut("Buffer::add", "the sum")?, other.host("Buffer::add", "the other")?);
         threads::install(|| {
             let chunks = sum.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
             chunks.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, x)| *sum += x));
@@ -106,57 +238,224 @@ impl Buffer {
         Ok(())
     }
 
-    /// A copy of a part.
+    /// A copy of a part, on the host. A GPU is waited for.
+    ///
+    /// # Errors
+    /// What a GPU says, now or of any kernel before.
     ///
     /// # Panics
     /// Where the range goes past the end, as indexing a slice does.
-    pub fn read(&self, range: Range<usize>) -> Vec<f32> {
-        self.data.part(range).to_vec()
+    pub fn read(&self, range: Range<usize>) -> Result<Vec<f32>> {
+        match &self.memory {
+            Memory::Host { values, .. } => Ok(values.part(range).to_vec()),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, .. } => {
+                self.check(&range);
+                values.download(range)
+            }
+        }
     }
 
     /// Copies `values` in, from element `offset` on.
     ///
+    /// # Errors
+    /// What a GPU says.
+    ///
     /// # Panics
     /// Where the values go past the end, as indexing a slice does.
-    pub fn write(&mut self, offset: usize, values: &[f32]) {
-        self.data.part_mut(offset..offset + values.len()).copy_from_slice(values);
+    pub fn write(&mut self, offset: usize, values: &[f32]) -> Result<()> {
+        let range = offset..offset + values.len();
+        #[cfg(feature = "cuda")]
+        self.check(&range);
+        match &mut self.memory {
+            Memory::Host { values: all, bf16 } => {
+                all.part_mut(range.clone()).copy_from_slice(values);
+                for (copy, &value) in bf16.iter_mut().flat_map(|bf16| &mut bf16[range.clone()]).zip(values) {
+                    *copy = round(value);
+                }
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values: all, bf16 } => {
+                all.write(offset, values)?;
+                if let Some(bf16) = bf16 {
+                    let cuda = gpu::cuda::expect(&self.device)?;
+                    gpu::buffer::to_bf16(&*cuda, bf16.address(offset), all.address(offset), values.len())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sets every element to `value`.
-    pub fn fill(&mut self, value: f32) {
-        self.data.all_mut().fill(value);
+    ///
+    /// # Errors
+    /// What a GPU says.
+    pub fn fill(&mut self, value: f32) -> Result<()> {
+        match &mut self.memory {
+            Memory::Host { values, bf16 } => {
+                values.all_mut().fill(value);
+                bf16.iter_mut().for_each(|bf16| bf16.fill(round(value)));
+            }
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, bf16 } => {
+                let cuda = gpu::cuda::expect(&self.device)?;
+                let copy = bf16.as_ref().map_or(0, |bf16| bf16.address(0));
+                gpu::buffer::fill(&*cuda, values.address(0), copy, values.len(), value)?;
+            }
+        }
+        Ok(())
     }
 
-    pub(crate) fn data(&self) -> &[f32] {
-        self.data.all()
+    /// All elements, for a kernel on the CPU.
+    ///
+    /// # Errors
+    /// Where it is on a GPU.
+    pub(crate) fn host(&self, kernel: &str, name: &str) -> Result<&[f32]> {
+        self.view(0..self.len()).host(kernel, name)
     }
 
-    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
-        self.data.all_mut()
+    /// The same, to write.
+    ///
+    /// # Errors
+    /// Where it is on a GPU.
+    pub(crate) fn host_mut(&mut self, kernel: &str, name: &str) -> Result<&mut [f32]> {
+        let len = self.len();
+        self.view_mut(0..len).into_host(kernel, name)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bf16_bits(&self) -> Result<Vec<u16>> {
+        match &self.memory {
+            Memory::Host { bf16, .. } => Ok(bf16.clone().unwrap_or_default()),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { bf16, .. } => bf16.as_ref().map_or(Ok(Vec::new()), |bf16| bf16.download(0..bf16.len())),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn check(&self, range: &Range<usize>) {
+        let len = self.len();
+        assert!(range.start <= range.end && range.end <= len, "range {range:?} of a buffer of {len}");
     }
 }
 
-impl View<'_> {
+fn no_memory(device: &Device) -> candle_core::Error {
+    candle_core::Error::Msg(format!("a buffer was asked for on {device:?}: kernels run on the CPU and on CUDA only"))
+}
+
+#[cfg(feature = "cuda")]
+fn elsewhere(kernel: &str, name: &str, device: &Device) -> candle_core::Error {
+    candle_core::Error::Msg(format!("{kernel}: {name} is on {device:?}: needs the CPU, as the activations are"))
+}
+
+/// An f32 as bf16, its upper half: to nearest, ties to even.
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() { 0x7fff } else { (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
+}
+
+impl<'a> View<'a> {
     /// How many elements it spans.
     pub fn len(&self) -> usize {
-        self.data.len()
+        match self.part {
+            Part::Host { values, .. } => values.len(),
+            #[cfg(feature = "cuda")]
+            Part::Cuda { len, .. } => len,
+        }
     }
 
     /// Whether it spans no element.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.len() == 0
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Its elements, for a kernel on the CPU.
+    ///
+    /// # Errors
+    /// Where it is on a GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    pub(crate) fn host(&self, kernel: &str, name: &str) -> Result<&'a [f32]> {
+        match self.part {
+            Part::Host { values, .. } => Ok(values),
+            #[cfg(feature = "cuda")]
+            Part::Cuda { .. } => Err(elsewhere(kernel, name, self.device)),
+        }
+    }
+
+    /// Its first element, for a kernel on a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn address(&self) -> u64 {
+        match self.part {
+            Part::Host { values, .. } => values.as_ptr() as u64,
+            #[cfg(feature = "cuda")]
+            Part::Cuda { values, .. } => values,
+        }
+    }
+
+    /// Its copy in bf16, where there is one.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn bf16_address(&self) -> Option<u64> {
+        match self.part {
+            Part::Host { bf16, .. } => bf16.map(|bf16| bf16.as_ptr() as u64),
+            #[cfg(feature = "cuda")]
+            Part::Cuda { bf16, .. } => bf16,
+        }
     }
 }
 
-impl ViewMut<'_> {
+impl<'a> From<&'a [f32]> for View<'a> {
+    /// A parameter on the CPU.
+    fn from(values: &'a [f32]) -> Self {
+        View { part: Part::Host { values, bf16: None }, device: &CPU }
+    }
+}
+
+impl<'a> ViewMut<'a> {
     /// How many elements it spans.
     pub fn len(&self) -> usize {
-        self.data.len()
+        match &self.part {
+            PartMut::Host(values) => values.len(),
+            #[cfg(feature = "cuda")]
+            PartMut::Cuda { len, .. } => *len,
+        }
     }
 
     /// Whether it spans no element.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.len() == 0
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Its elements, for a kernel on the CPU.
+    ///
+    /// # Errors
+    /// Where it is on a GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    pub(crate) fn into_host(self, kernel: &str, name: &str) -> Result<&'a mut [f32]> {
+        match self.part {
+            PartMut::Host(values) => Ok(values),
+            #[cfg(feature = "cuda")]
+            PartMut::Cuda { .. } => Err(elsewhere(kernel, name, self.device)),
+        }
+    }
+
+    /// Its first element, for a kernel on a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn address(&mut self) -> u64 {
+        match &mut self.part {
+            PartMut::Host(values) => values.as_mut_ptr() as u64,
+            #[cfg(feature = "cuda")]
+            PartMut::Cuda { values, .. } => *values,
+        }
     }
 }
 
@@ -168,10 +467,25 @@ mod tests {
     fn views_are_disjoint_and_in_bounds() -> Result<()> {
         let mut buffer = Buffer::from_vec((0..10).map(|i| i as f32).collect(), &Device::Cpu)?;
         let [a, b] = buffer.views_mut([6..8, 0..2])?;
-        a.data.copy_from_slice(b.data);
-        assert_eq!(buffer.read(5..9), [5., 0., 1., 8.]);
+        a.into_host("", "")?.copy_from_slice(b.into_host("", "")?);
+        assert_eq!(buffer.read(5..9)?, [5., 0., 1., 8.]);
         assert!(buffer.views_mut([0..3, 2..4]).is_err());
         assert!(buffer.views_mut([0..3, 8..11]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_copy_in_bf16_follows_what_is_written() -> Result<()> {
+        let bits = |x: &[f32]| x.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect::<Vec<_>>();
+        let mut x = vec![1.0, -1.0 - 3.0 / 256.0, 1e-40, 3.4e38, f32::INFINITY];
+        let mut buffer = Buffer::from_vec(x.clone(), &Device::Cpu)?;
+        buffer.keep_bf16()?;
+        assert_eq!(buffer.bf16_bits()?, bits(&x));
+        buffer.write(1, &[0.1, 0.2])?;
+        x[1..3].copy_from_slice(&[0.1, 0.2]);
+        assert_eq!(buffer.bf16_bits()?, bits(&x));
+        buffer.fill(0.3)?;
+        assert_eq!(buffer.bf16_bits()?, bits(&[0.3; 5]));
         Ok(())
     }
 }

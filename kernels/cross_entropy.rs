@@ -2,11 +2,14 @@
 //! it: the loss and its gradient in one pass over the logits. There are few of them, so sums are
 //! `f64`.
 use crate::cpu;
+use crate::device::on_gpu;
 use candle_core::{Result, Tensor, bail};
 
 /// `logits` `[examples, classes]`, one label for each example → each example's loss, weighted but
-/// not divided, and the logits' gradient `[examples, classes]` of the losses' sum divided by
-/// `normalizer` (the sum of the labels' weights over the global batch, for torch's mean).
+/// not divided, `[examples]` in `f32`, and the logits' gradient `[examples, classes]` of the losses' sum
+/// divided by `normalizer` (the sum of the labels' weights over the global batch, for torch's mean).
+///
+/// The losses lie where the logits do: reading them waits for a GPU, which can be left to a step's end.
 ///
 /// # Errors
 /// Where shapes do not fit, a label is no class, or smoothing is not in `[0, 1]`.
@@ -16,7 +19,7 @@ pub fn forward(
     class_weights: Option<&[f32]>,
     label_smoothing: f32,
     normalizer: f64,
-) -> Result<(Vec<f32>, Tensor)> {
+) -> Result<(Tensor, Tensor)> {
     const KERNEL: &str = "cross_entropy::forward";
     let (examples, classes) = cpu::matrix(KERNEL, "logits", logits)?;
     if labels.len() != examples {
@@ -31,6 +34,9 @@ pub fn forward(
     if !(0.0..=1.0).contains(&label_smoothing) {
         bail!("{KERNEL}: label_smoothing = {label_smoothing}: needs to be from 0 to 1");
     }
+    on_gpu!(logits.device(), |gpu| {
+        crate::gpu::cross_entropy::forward(&*gpu, logits, labels, class_weights, label_smoothing, normalizer)
+    });
     let weight = |class: usize| class_weights.map_or(1.0, |weights| f64::from(weights[class]));
     let smoothing = f64::from(label_smoothing);
     let uniform = smoothing / classes as f64;
@@ -59,6 +65,7 @@ pub fn forward(
         }
         losses.push(loss as f32);
     }
+    let losses = Tensor::from_vec(losses, examples, logits.device())?;
     Ok((losses, Tensor::from_vec(gradient, (examples, classes), logits.device())?))
 }
 
@@ -89,12 +96,13 @@ mod tests {
             let var = Var::from_tensor(&logits)?;
             let want = twin(&var, weights, f64::from(smoothing))?;
             let (losses, gradient) = forward(&logits, &LABELS, weights, smoothing, 8.0)?;
-            assert_close("losses", &losses, &values(&want), 1e-6);
+            assert_close("losses", &values(&losses), &values(&want), 1e-6);
             let gradients = (want.sum_all()? / 8.0)?.backward()?;
             assert_close("dlogits", &values(&gradient), &values(gradients.get(&var).unwrap()), 1e-6);
             check_gradient("dlogits", &values(&logits), &values(&gradient), |x| {
                 let x = Tensor::from_slice(x, (6, 5), &Device::Cpu)?;
-                Ok(forward(&x, &LABELS, weights, smoothing, 8.0)?.0.iter().map(|&l| f64::from(l)).sum::<f64>() / 8.0)
+                let losses = values(&forward(&x, &LABELS, weights, smoothing, 8.0)?.0);
+                Ok(losses.iter().map(|&l| f64::from(l)).sum::<f64>() / 8.0)
             });
         }
         Ok(())
@@ -104,7 +112,7 @@ mod tests {
     fn confident_logits_stay_finite() -> Result<()> {
         let logits = Tensor::new(&[[1e4f32, 0.0, -1e4], [-1e30, 1e30, 0.0]], &Device::Cpu)?;
         let (losses, gradient) = forward(&logits, &[0, 1], None, 0.0, 2.0)?;
-        assert_eq!(losses, [0.0, 0.0]);
+        assert_eq!(values(&losses), [0.0, 0.0]);
         assert!(values(&gradient).iter().all(|x| x.abs() < 1e-6));
         Ok(())
     }

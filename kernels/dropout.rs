@@ -3,6 +3,7 @@
 //! Whether an element is dropped is a pure function of (seed, step, example id, site, element in
 //! the example): backward makes the same mask again, and the same example gets the same mask in
 //! any batch, on any number of machines.
+use crate::device::on_gpu;
 use crate::{Packing, cpu, random, simd, threads};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -38,11 +39,13 @@ impl Dropout {
     }
 
     pub(crate) fn mask(&self, example_id: u64) -> Mask {
-        Mask {
-            key: random::key(&[self.seed, self.step, example_id, u64::from(self.site)]),
-            threshold: (f64::from(self.probability) * 2f64.powi(32)) as u32,
-            scale: 1.0 / (1.0 - self.probability),
-        }
+        let (threshold, scale) = self.threshold_and_scale();
+        Mask { key: random::key(&[self.seed, self.step, example_id, u64::from(self.site)]), threshold, scale }
+    }
+
+    /// Elements whose random bits are below the threshold are dropped, the others scaled.
+    pub(crate) fn threshold_and_scale(&self) -> (u32, f32) {
+        ((f64::from(self.probability) * 2f64.powi(32)) as u32, 1.0 / (1.0 - self.probability))
     }
 }
 
@@ -83,6 +86,7 @@ pub fn forward(x: &Tensor, dropout: &Dropout, packing: &Packing) -> Result<Tenso
     let (rows, hidden) = cpu::matrix(KERNEL, "x", x)?;
     packing.check(KERNEL, rows)?;
     dropout.check(KERNEL)?;
+    on_gpu!(x.device(), |gpu| crate::gpu::dropout::forward(&*gpu, x, dropout, packing));
     let data = cpu::read(KERNEL, "x", x)?;
     let data = &*data;
     let mut y = cpu::uninit(data.len());

@@ -2,16 +2,17 @@
 //!
 //! The gradient touches the rows that the batch named, so it costs what the batch costs, not what
 //! the vocabulary does.
+use crate::device::on_gpu;
 use crate::{View, ViewMut, cpu, threads};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Tables `[rows, hidden]`, each with one id for each token → `[tokens, hidden]`.
+/// Tables `[rows, hidden]`, each with one id for each token → `[tokens, hidden]`, on the tables' device.
 ///
 /// # Errors
 /// Where the tables do not have `hidden` columns, differ in the number of ids, or have no row of
 /// that id.
-pub fn forward(tables: &[(View, &[u32])], hidden: usize) -> Result<Tensor> {
+pub fn forward<'a>(tables: &[(View<'a>, &'a [u32])], hidden: usize) -> Result<Tensor> {
     const KERNEL: &str = "embedding::forward";
     let Some(&(_, ids)) = tables.first() else {
         bail!("{KERNEL}: no table");
@@ -23,6 +24,10 @@ pub fn forward(tables: &[(View, &[u32])], hidden: usize) -> Result<Tensor> {
             bail!("{KERNEL}: table {i} has {} ids, table 0 {tokens}", ids.len());
         }
     }
+    on_gpu!(tables[0].0.device(), |gpu| crate::gpu::embedding::forward(&*gpu, tables, tokens, hidden));
+    let read =
+        |(i, (table, ids)): (usize, &(View<'a>, &'a [u32]))| Ok((table.host(KERNEL, &format!("table {i}"))?, *ids));
+    let tables: Vec<(&[f32], &[u32])> = tables.iter().enumerate().map(read).collect::<Result<_>>()?;
     let mut y = cpu::uninit(tokens * hidden);
     threads::install(|| {
         let share = threads::share(tokens, 64);
@@ -30,7 +35,7 @@ pub fn forward(tables: &[(View, &[u32])], hidden: usize) -> Result<Tensor> {
             for (token, y) in (i * share..).zip(y.chunks_exact_mut(hidden)) {
                 let mut rows = tables.iter().map(|(table, ids)| {
                     let id = ids[token] as usize;
-                    &table.data[id * hidden..(id + 1) * hidden]
+                    &table[id * hidden..(id + 1) * hidden]
                 });
                 let y = cpu::copy(y, rows.next().unwrap_or_default());
                 for row in rows {
@@ -58,9 +63,10 @@ pub fn backward(dy: &Tensor, ids: &[u32], dtable: ViewMut) -> Result<()> {
     if ids.len() != tokens {
         bail!("{KERNEL}: dy has {tokens} rows, but there are {} ids", ids.len());
     }
-    let dy = cpu::read(KERNEL, "dy", dy)?;
+    on_gpu!(dy.device(), |gpu| crate::gpu::embedding::backward(&*gpu, dy, ids, dtable));
+    let (dy, dtable) = (cpu::read(KERNEL, "dy", dy)?, dtable.into_host(KERNEL, "dtable")?);
     if dtable.len() > FEW * hidden {
-        add(dtable.data, &dy, ids, hidden);
+        add(dtable, &dy, ids, hidden);
         return Ok(());
     }
     // Token types: thousands of tokens add to one row, and in single precision each addition to a large
@@ -69,7 +75,7 @@ pub fn backward(dy: &Tensor, ids: &[u32], dtable: ViewMut) -> Result<()> {
     for (dy, ids) in dy.chunks(BLOCK * hidden).zip(ids.chunks(BLOCK)) {
         sum.fill(0.0);
         add(&mut sum, dy, ids, hidden);
-        dtable.data.iter_mut().zip(&sum).for_each(|(d, sum)| *d += sum);
+        dtable.iter_mut().zip(&sum).for_each(|(d, sum)| *d += sum);
     }
     Ok(())
 }
@@ -146,7 +152,7 @@ mod tests {
         let mut gradient = Buffer::zeros(table.len(), &Device::Cpu)?;
         backward(&dy, &ids, gradient.view_mut(0..table.len()))?;
         check_gradient("dtable", &all(&table), &all(&gradient), |t| {
-            Ok(loss(&forward(&[(View { data: t }, &ids)], HIDDEN)?, &dy))
+            Ok(loss(&forward(&[(View::from(t), &ids)], HIDDEN)?, &dy))
         });
         Ok(())
     }

@@ -1,4 +1,5 @@
 //! The Gaussian error linear unit, `x·Φ(x)` with the exact `erf` (Hendrycks and Gimpel 2016).
+use crate::device::on_gpu;
 use crate::{cpu, simd, threads};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -7,8 +8,9 @@ use std::mem::MaybeUninit;
 /// Any shape → the same shape.
 ///
 /// # Errors
-/// Where `x` is not a contiguous `f32` tensor on the CPU.
+/// Where `x` is not contiguous, or of a dtype that its device does not compute in.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x.device(), |gpu| crate::gpu::elementwise::gelu(&*gpu, x));
     let data = cpu::read("gelu::forward", "x", x)?;
     let data = &*data;
     let mut y = cpu::uninit(data.len());
@@ -27,6 +29,7 @@ pub fn forward(x: &Tensor) -> Result<Tensor> {
 pub fn backward(x: &Tensor, dy: Tensor) -> Result<Tensor> {
     const KERNEL: &str = "gelu::backward";
     cpu::check_dims(KERNEL, "dy", &dy, x.dims(), "x")?;
+    on_gpu!(x.device(), |gpu| crate::gpu::elementwise::gelu_backward(&*gpu, x, dy));
     cpu::update(KERNEL, "dy", dy, &[x], |dy| {
         let x = cpu::read(KERNEL, "x", x)?;
         let x = &*x;

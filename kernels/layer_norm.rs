@@ -2,6 +2,7 @@
 //!
 //! Three element-wise passes of a post-norm transformer are one here: while a row lies in the
 //! first-level cache, its dropout, sum, mean, variance and output are made.
+use crate::device::on_gpu;
 use crate::{Dropout, Packing, View, ViewMut, cpu, dropout::Mask, simd, threads};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -12,10 +13,10 @@ use std::{mem::MaybeUninit, ops::Range};
 pub struct Saved {
     /// `residual + dropout(x)`, `[rows, hidden]`. It may be `x` itself.
     pub sum: Tensor,
-    /// Each row's mean.
-    pub mean: Vec<f32>,
-    /// Each row's `1 / √(variance + eps)`.
-    pub rstd: Vec<f32>,
+    /// Each row's mean, `[rows]` in `f32`.
+    pub mean: Tensor,
+    /// Each row's `1 / √(variance + eps)`, `[rows]` in `f32`.
+    pub rstd: Tensor,
 }
 
 /// Rows of one task. The gradients of gamma and beta are summed by task, then over the tasks in
@@ -42,6 +43,8 @@ pub fn forward(
     if let Some(residual) = residual {
         cpu::check_dims(KERNEL, "residual", residual, x.dims(), "x")?;
     }
+    on_gpu!(x.device(), |gpu| crate::gpu::layer_norm::forward(&*gpu, x, residual, dropout, gamma, beta, eps));
+    let (gamma, beta) = (gamma.host(KERNEL, "gamma")?, beta.host(KERNEL, "beta")?);
     let x_data = cpu::read(KERNEL, "x", x)?;
     let x_data = &*x_data;
     let residual_data = residual.map(|r| cpu::read(KERNEL, "residual", r)).transpose()?;
@@ -68,19 +71,7 @@ pub fn forward(
                     let (x, residual) = (&x_data[all.clone()], residual_data.map(|r| &r[all]));
                     let sum = sum.as_deref_mut().map(|sum| &mut sum[part.clone()]);
                     let (mean, rstd) = (&mut mean[rows.clone()], &mut rstd[rows]);
-                    normalize(
-                        &mut y[part],
-                        sum,
-                        x,
-                        residual,
-                        mask,
-                        element * hidden,
-                        gamma.data,
-                        beta.data,
-                        eps,
-                        mean,
-                        rstd,
-                    );
+                    normalize(&mut y[part], sum, x, residual, mask, element * hidden, gamma, beta, eps, mean, rstd);
                 });
             },
         );
@@ -92,7 +83,8 @@ pub fn forward(
     };
     // SAFETY: as above.
     let y = unsafe { cpu::tensor(y, x.dims(), x) }?;
-    Ok((y, Saved { sum, mean, rstd }))
+    let [mean, rstd] = [mean, rstd].map(|row| Tensor::from_vec(row, rows, x.device()));
+    Ok((y, Saved { sum, mean: mean?, rstd: rstd? }))
 }
 
 /// `dy` `[rows, hidden]` → the gradients of `x` and, where there was one, of `residual`; those of
@@ -119,8 +111,13 @@ pub fn backward(
             cpu::check_len(KERNEL, name, view.len(), &[hidden])?;
         }
     }
+    on_gpu!(saved.sum.device(), |gpu| {
+        crate::gpu::layer_norm::backward(&*gpu, saved, dropout, dy, gamma, dgamma, dbeta, has_residual)
+    });
+    let gamma = gamma.host(KERNEL, "gamma")?;
     let sum = cpu::read(KERNEL, "sum", &saved.sum)?;
-    let sum = &*sum;
+    let (mean, rstd) = (cpu::read(KERNEL, "mean", &saved.mean)?, cpu::read(KERNEL, "rstd", &saved.rstd)?);
+    let (sum, mean, rstd) = (&*sum, &*mean, &*rstd);
     let mut partial = vec![0.0f32; rows.div_ceil(ROWS) * 2 * hidden];
     let dims = [rows, hidden];
     // With a residual its gradient takes dy's place, and x's is a tensor of its own.
@@ -131,13 +128,13 @@ pub fn backward(
             None => dy.chunks(ROWS * hidden).map(|_| None).collect(),
         };
         threads::install(|| {
-            let statistics = saved.mean.par_chunks(ROWS).zip(saved.rstd.par_chunks(ROWS));
+            let statistics = mean.par_chunks(ROWS).zip(rstd.par_chunks(ROWS));
             let inputs = sum.par_chunks(ROWS * hidden).zip(statistics);
             let outputs = dxs.into_par_iter().zip(partial.par_chunks_mut(2 * hidden));
             dy.par_chunks_mut(ROWS * hidden).zip(inputs).zip(outputs).enumerate().for_each(
                 |(task, ((dy, (sum, (mean, rstd))), (mut dx, partial)))| {
                     let (dgamma, dbeta) = partial.split_at_mut(hidden);
-                    denormalize(dy, sum, mean, rstd, gamma.data, dgamma, dbeta);
+                    denormalize(dy, sum, mean, rstd, gamma, dgamma, dbeta);
                     let first = task * ROWS;
                     for_each_segment(dropout, first..first + mean.len(), |rows, mask, element| {
                         let part = (rows.start - first) * hidden..(rows.end - first) * hidden;
@@ -151,10 +148,11 @@ pub fn backward(
         });
         Ok(())
     })?;
-    for (i, view) in [dgamma, dbeta].into_iter().enumerate() {
+    for (i, (name, view)) in [("dgamma", dgamma), ("dbeta", dbeta)].into_iter().enumerate() {
         if let Some(view) = view {
+            let view = view.into_host(KERNEL, name)?;
             for partial in partial.chunks_exact(2 * hidden) {
-                for (total, &p) in view.data.iter_mut().zip(&partial[i * hidden..]) {
+                for (total, &p) in view.iter_mut().zip(&partial[i * hidden..]) {
                     *total += p;
                 }
             }
@@ -332,7 +330,7 @@ mod tests {
             let h = self.hidden();
             let (_, saved) = self.forward()?;
             let mut gradients = Buffer::zeros(2 * h, &Device::Cpu)?;
-            gradients.fill(before);
+            gradients.fill(before)?;
             let [dgamma, dbeta] = gradients.views_mut([0..h, h..2 * h])?;
             let gamma = self.parameters.view(0..h);
             let dy = self.dy.copy()?;
@@ -346,8 +344,8 @@ mod tests {
             let var = |t: &Tensor| Var::from_tensor(t).unwrap();
             let x = var(&self.x);
             let residual = self.residual.as_ref().map(var);
-            let gamma = var(&Tensor::from_vec(self.parameters.read(0..h), h, &Device::Cpu)?);
-            let beta = var(&Tensor::from_vec(self.parameters.read(h..2 * h), h, &Device::Cpu)?);
+            let gamma = var(&Tensor::from_vec(self.parameters.read(0..h)?, h, &Device::Cpu)?);
+            let beta = var(&Tensor::from_vec(self.parameters.read(h..2 * h)?, h, &Device::Cpu)?);
             let mut sum = x.as_tensor().clone();
             if let Some(packing) = &self.dropout {
                 sum = (sum * dropout::forward(&self.x.ones_like()?, &DROPOUT, packing)?)?;
@@ -408,7 +406,7 @@ mod tests {
                 });
             }
             check_gradient("dgamma, dbeta", &all(&case.parameters), &gradients, |p| {
-                at(&|case| case.parameters.write(0, p))
+                at(&|case| case.parameters.write(0, p).unwrap())
             });
         }
         Ok(())
@@ -420,8 +418,8 @@ mod tests {
         let (ones, zeros) = (vec![1.0; 64], vec![0.0; 64]);
         let x: Vec<f32> = (0..64).map(|i| 4096.0 + (i % 8) as f32).collect();
         let x = Tensor::from_vec(x, (1, 64), &Device::Cpu)?;
-        let (_, saved) = forward(&x, None, None, View { data: &ones }, View { data: &zeros }, 0.0)?;
-        assert_close("rstd", &saved.rstd, &[1.0 / 5.25f32.sqrt()], 1e-6);
+        let (_, saved) = forward(&x, None, None, View::from(&ones[..]), View::from(&zeros[..]), 0.0)?;
+        assert_close("rstd", &values(&saved.rstd), &[1.0 / 5.25f32.sqrt()], 1e-6);
         Ok(())
     }
 }

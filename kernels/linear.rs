@@ -2,6 +2,7 @@
 //!
 //! Each sum of the product starts from its bias, so that the bias costs nothing. Threads own rows of
 //! what they write (tokens of `y` and `dx`, outputs of `dW`), so nothing is reduced between them.
+use crate::device::on_gpu;
 use crate::{
     View, ViewMut, cpu,
     product::{self, Matrix},
@@ -35,10 +36,12 @@ pub fn forward(x: &Tensor, w: View, b: Option<View>) -> Result<Tensor> {
     if let Some(b) = b {
         cpu::check_len(KERNEL, "b", b.len(), &[outputs])?;
     }
+    on_gpu!(x.device(), |gpu| crate::gpu::linear::forward(&*gpu, x, w, b));
+    let (w, b) = (w.host(KERNEL, "w")?, b.map(|b| b.host(KERNEL, "b")).transpose()?);
     let data = cpu::read(KERNEL, "x", x)?;
     let mut y = cpu::uninit(rows * outputs);
-    let w = Matrix::new(w.data, inputs).transposed();
-    product::write(&mut y, Matrix::new(&data, inputs), w, b.map(|b| b.data));
+    let w = Matrix::new(w, inputs).transposed();
+    product::write(&mut y, Matrix::new(&data, inputs), w, b);
     // SAFETY: the product wrote all of y.
     unsafe { cpu::tensor(y, &[rows, outputs], x) }
 }
@@ -66,21 +69,28 @@ pub fn backward(
     if let Some(db) = &db {
         cpu::check_len(KERNEL, "db", db.len(), &[outputs])?;
     }
+    on_gpu!(x.device(), |gpu| crate::gpu::linear::backward(&*gpu, x, dy, w, dx, dw, db));
+    let w = w.host(KERNEL, "w")?;
     let x_data = cpu::read(KERNEL, "x", x)?;
     let dy_data = cpu::read(KERNEL, "dy", dy)?;
     let (x_data, dy_data) = (&*x_data, &*dy_data);
 
     if let Some(dw) = dw {
-        product::add(dw.data, Matrix::new(dy_data, outputs).transposed(), Matrix::new(x_data, inputs));
+        product::add(
+            dw.into_host(KERNEL, "dw")?,
+            Matrix::new(dy_data, outputs).transposed(),
+            Matrix::new(x_data, inputs),
+        );
     }
     if let Some(db) = db {
+        let db = db.into_host(KERNEL, "db")?;
         threads::install(|| {
             let share = threads::share(outputs, 64);
-            db.data.par_chunks_mut(share).enumerate().for_each(|(i, db)| add_columns(db, dy_data, outputs, i * share));
+            db.par_chunks_mut(share).enumerate().for_each(|(i, db)| add_columns(db, dy_data, outputs, i * share));
         });
     }
 
-    let (dy_matrix, w) = (Matrix::new(dy_data, outputs), Matrix::new(w.data, inputs));
+    let (dy_matrix, w) = (Matrix::new(dy_data, outputs), Matrix::new(w, inputs));
     match dx {
         Grad::Skip => Ok(None),
         Grad::New => {
@@ -118,7 +128,7 @@ simd::vectorized! {
     }
 }
 
-fn outputs(kernel: &str, inputs: usize, w: View) -> Result<usize> {
+pub(crate) fn outputs(kernel: &str, inputs: usize, w: View) -> Result<usize> {
     if inputs == 0 || w.is_empty() || !w.len().is_multiple_of(inputs) {
         bail!("{kernel}: w has {} elements: needs [out, {inputs}], as x has {inputs} columns", w.len());
     }
@@ -142,7 +152,7 @@ mod tests {
     fn run(x: &Tensor, dy: &Tensor, w: &Buffer, dx: Grad, before: f32) -> Result<Gradients> {
         let outputs = dy.dims()[1];
         let mut gradients = Buffer::zeros(w.len() + outputs, &Device::Cpu)?;
-        gradients.fill(before);
+        gradients.fill(before)?;
         let [dw, db] = gradients.views_mut([0..w.len(), w.len()..w.len() + outputs])?;
         let dx = backward(x, dy, w.view(0..w.len()), dx, Some(dw), Some(db))?;
         let mut dw = all(&gradients);
@@ -201,7 +211,7 @@ mod tests {
         let b = vec![0.0; outputs];
         let f = |x: &[f32], w: &[f32], b: &[f32]| {
             let x = Tensor::from_slice(x, (rows, inputs), &Device::Cpu)?;
-            Ok(loss(&forward(&x, View { data: w }, Some(View { data: b }))?, &dy))
+            Ok(loss(&forward(&x, View::from(w), Some(View::from(b)))?, &dy))
         };
         let (x, w) = (values(&x), all(&w));
         check_gradient("dx", &x, &values(&got.dx.unwrap()), |x| f(x, &w, &b));

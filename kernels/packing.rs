@@ -1,4 +1,6 @@
 //! Where each sequence of a packed batch begins and ends.
+#[cfg(any(test, feature = "cuda"))]
+use candle_core::{Device, Tensor};
 use candle_core::{Result, bail};
 use std::{ops::Range, sync::Arc};
 
@@ -12,6 +14,23 @@ struct Inner {
     offsets: Vec<u32>,
     example_ids: Vec<u64>,
     max_length: usize,
+    /// Made once a batch: all its kernels read it.
+    #[cfg(any(test, feature = "cuda"))]
+    on_device: std::sync::Mutex<Option<Arc<OnDevice>>>,
+}
+
+/// A packing where a GPU's kernels read it.
+#[cfg(any(test, feature = "cuda"))]
+#[derive(Debug)]
+pub(crate) struct OnDevice {
+    /// `[sequences + 1]`, u32.
+    pub offsets: Tensor,
+    /// `[sequences]`, the bits of u64.
+    pub example_ids: Tensor,
+    /// Each row's sequence, `[tokens]`, u32.
+    pub sequences: Tensor,
+    /// Attention's blocks.
+    pub tiles: std::sync::Mutex<crate::gpu::attention::TilesBySize>,
 }
 
 /// Neighbouring rows of one sequence.
@@ -46,7 +65,38 @@ impl Packing {
             }
             max_length = max_length.max((pair[1] - pair[0]) as usize);
         }
-        Ok(Self(Arc::new(Inner { offsets, example_ids, max_length })))
+        Ok(Self::of(offsets, example_ids, max_length))
+    }
+
+    fn of(offsets: Vec<u32>, example_ids: Vec<u64>, max_length: usize) -> Self {
+        #[cfg(any(test, feature = "cuda"))]
+        let inner = Inner { offsets, example_ids, max_length, on_device: Default::default() };
+        #[cfg(not(any(test, feature = "cuda")))]
+        let inner = Inner { offsets, example_ids, max_length };
+        Self(Arc::new(inner))
+    }
+
+    /// The packing on a device: copied there at the first call.
+    ///
+    /// # Errors
+    /// Memory that the device does not have.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn on(&self, device: &Device) -> Result<Arc<OnDevice>> {
+        let mut made = self.0.on_device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(on_device) = made.as_ref().filter(|made| made.offsets.device().same_device(device)) {
+            return Ok(on_device.clone());
+        }
+        let spans = self.0.offsets.windows(2).zip(0u32..);
+        let sequences: Vec<u32> = spans.flat_map(|(span, i)| (span[0]..span[1]).map(move |_| i)).collect();
+        let example_ids = self.0.example_ids.iter().map(|&id| id as i64).collect();
+        let on_device = Arc::new(OnDevice {
+            offsets: Tensor::from_slice(&self.0.offsets, self.0.offsets.len(), device)?,
+            example_ids: Tensor::from_vec(example_ids, self.sequences(), device)?,
+            sequences: Tensor::from_vec(sequences, self.tokens(), device)?,
+            tiles: Default::default(),
+        });
+        *made = Some(on_device.clone());
+        Ok(on_device)
     }
 
     /// How many sequences there are.
@@ -76,11 +126,7 @@ impl Packing {
 
     /// The same examples with one row each, as [`pooling`](crate::pooling) makes them.
     pub fn firsts(&self) -> Packing {
-        Self(Arc::new(Inner {
-            offsets: (0..=self.sequences() as u32).collect(),
-            example_ids: self.0.example_ids.clone(),
-            max_length: 1,
-        }))
+        Self::of((0..=self.sequences() as u32).collect(), self.0.example_ids.clone(), 1)
     }
 
     /// The rows of sequence `i`.

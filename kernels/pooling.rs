@@ -1,4 +1,5 @@
 //! One row from each sequence: its first, as BERT's pooler takes it.
+use crate::device::on_gpu;
 use crate::{Packing, cpu};
 use candle_core::{Result, Tensor};
 
@@ -10,6 +11,7 @@ pub fn first(x: &Tensor, packing: &Packing) -> Result<Tensor> {
     const KERNEL: &str = "pooling::first";
     let (rows, hidden) = cpu::matrix(KERNEL, "x", x)?;
     packing.check(KERNEL, rows)?;
+    on_gpu!(x.device(), |gpu| crate::gpu::pooling::first(&*gpu, x, packing));
     let data = cpu::read(KERNEL, "x", x)?;
     let mut y = Vec::with_capacity(packing.sequences() * hidden);
     for i in 0..packing.sequences() {
@@ -27,6 +29,7 @@ pub fn first_backward(dy: &Tensor, packing: &Packing) -> Result<Tensor> {
     const KERNEL: &str = "pooling::first_backward";
     let (_, hidden) = cpu::matrix(KERNEL, "dy", dy)?;
     cpu::check_dims(KERNEL, "dy", dy, &[packing.sequences(), hidden], "the packing")?;
+    on_gpu!(dy.device(), |gpu| crate::gpu::pooling::first_backward(&*gpu, dy, packing));
     let data = cpu::read(KERNEL, "dy", dy)?;
     let mut dx = vec![0.0; packing.tokens() * hidden];
     for (i, dy) in data.chunks_exact(hidden).enumerate() {

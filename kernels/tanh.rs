@@ -1,12 +1,14 @@
 //! The hyperbolic tangent. It only ever sees pooled rows, so it is the standard library's.
 use crate::cpu;
+use crate::device::on_gpu;
 use candle_core::{Result, Tensor};
 
 /// Any shape → the same shape.
 ///
 /// # Errors
-/// Where `x` is not a contiguous `f32` tensor on the CPU.
+/// Where `x` is not contiguous, or of a dtype that its device does not compute in.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x.device(), |gpu| crate::gpu::elementwise::tanh(&*gpu, x));
     let y: Vec<f32> = cpu::read("tanh::forward", "x", x)?.iter().map(|x| x.tanh()).collect();
     Tensor::from_vec(y, x.dims(), x.device())
 }
@@ -18,6 +20,7 @@ pub fn forward(x: &Tensor) -> Result<Tensor> {
 pub fn backward(y: &Tensor, dy: Tensor) -> Result<Tensor> {
     const KERNEL: &str = "tanh::backward";
     cpu::check_dims(KERNEL, "dy", &dy, y.dims(), "y")?;
+    on_gpu!(y.device(), |gpu| crate::gpu::elementwise::tanh_backward(&*gpu, y, dy));
     cpu::update(KERNEL, "dy", dy, &[y], |dy| {
         for (dy, &y) in dy.iter_mut().zip(&*cpu::read(KERNEL, "y", y)?) {
             *dy *= 1.0 - y * y;

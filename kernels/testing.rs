@@ -14,7 +14,7 @@ pub fn buffer(stream: u64, len: usize) -> Buffer {
 }
 
 pub fn all(buffer: &Buffer) -> Vec<f32> {
-    buffer.read(0..buffer.len())
+    buffer.read(0..buffer.len()).unwrap()
 }
 
 /// A buffer as a tensor for the twin.
@@ -29,6 +29,20 @@ pub fn packing(lengths: &[u32]) -> Packing {
         offsets.push(offsets[offsets.len() - 1] + length);
     }
     Packing::new(offsets, (0..lengths.len() as u64).map(|i| 1000 - 7 * i).collect()).unwrap()
+}
+
+/// The first GPU, opened once; says where there is none.
+#[cfg(feature = "cuda")]
+pub fn cuda() -> Option<Device> {
+    static DEVICE: std::sync::LazyLock<Option<Device>> = std::sync::LazyLock::new(|| match crate::cuda_device(0) {
+        Ok(device) => Some(device),
+        Err(e) if e.to_string().contains("looking for GPUs") || e.to_string().contains("but there are 0") => None,
+        Err(e) => panic!("{e}"),
+    });
+    if DEVICE.is_none() {
+        eprintln!("skipped: no CUDA device");
+    }
+    DEVICE.clone()
 }
 
 pub fn values(tensor: &Tensor) -> Vec<f32> {

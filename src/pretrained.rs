@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use kiln_kernels::DType;
 use kiln_models::nn::{Graph, Inputs, LoadReport, Mode, NamedTensor, Packing, Parameter, Tensor};
 use kiln_models::{Built, Config as ModelConfig};
 use serde_json::{Map, Value as Json, json};
@@ -222,7 +223,7 @@ fn fine_tuned(mut config: ModelConfig, labels: &[String], dropout: Option<f64>) 
 /// # Errors
 /// A symbol has none.
 pub fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>> {
-    Ok(tensor.data()?.to_vec2::<f32>()?)
+    Ok(tensor.data()?.to_dtype(DType::F32)?.to_vec2::<f32>()?)
 }
 
 fn read_config(folder: &Path) -> Result<ModelConfig> {

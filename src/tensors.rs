@@ -126,7 +126,7 @@ pub fn write(path: &Path, mut tensors: Vec<Stored<'_>>) -> Result<()> {
         for Stored { buffer, range, .. } in &tensors {
             let piece = PIECE / size_of::<f32>();
             for start in range.clone().step_by(piece) {
-                let values = buffer.read(start..range.end.min(start + piece));
+                let values = buffer.read(start..range.end.min(start + piece)).map_err(std::io::Error::other)?;
                 file.write_all(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())?;
             }
         }

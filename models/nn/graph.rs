@@ -121,25 +121,31 @@ impl Initializer {
     }
 
     /// The elements, row-major, little-endian.
-    pub fn bytes(&self) -> Vec<u8> {
-        match &self.data {
+    ///
+    /// # Errors
+    /// What a GPU says that parameters lie on.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        Ok(match &self.data {
             InitializerData::I64(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             InitializerData::I8(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            _ => self.floats().iter().flatten().flat_map(|v| v.to_le_bytes()).collect(),
-        }
+            _ => self.floats()?.iter().flatten().flat_map(|v| v.to_le_bytes()).collect(),
+        })
     }
 
     /// The elements, row-major, where they are f32.
-    pub fn floats(&self) -> Option<Vec<f32>> {
-        match &self.data {
+    ///
+    /// # Errors
+    /// What a GPU says that parameters lie on.
+    pub fn floats(&self) -> Result<Option<Vec<f32>>> {
+        Ok(match &self.data {
             InitializerData::I64(_) | InitializerData::I8(_) => None,
             InitializerData::F32(values) => Some(values.clone()),
-            InitializerData::Parameter { parameter, transposed: false } => Some(parameter.to_vec()),
+            InitializerData::Parameter { parameter, transposed: false } => Some(parameter.to_vec()?),
             InitializerData::Parameter { parameter, transposed: true } => {
-                let (values, columns) = (parameter.to_vec(), parameter.shape()[1]);
+                let (values, columns) = (parameter.to_vec()?, parameter.shape()[1]);
                 Some((0..columns).flat_map(|c| values[c..].iter().step_by(columns)).copied().collect())
             }
-        }
+        })
     }
 }
 

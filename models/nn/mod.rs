@@ -20,6 +20,8 @@ mod graph;
 mod inputs;
 mod layer_norm;
 mod linear;
+#[cfg(all(test, feature = "cuda"))]
+mod on_cuda;
 mod op;
 mod parameters;
 mod plan;
@@ -47,5 +49,5 @@ pub use tanh::tanh;
 pub use tape::{Gradients, Tape};
 pub use tensor::{Dim, Shape, Symbol, Tensor, Value};
 
-/// The data of a value: a contiguous f32 candle tensor.
+/// The data of a value: a contiguous candle tensor, f32 or on a GPU bf16.
 pub type Data = candle_core::Tensor;

@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use candle_core::Device;
-use kiln_kernels::{Buffer, ViewMut, init};
+use kiln_kernels::{Buffer, DType, Device, ViewMut, init};
 
 use super::Dropout;
 use crate::{Error, Result};
@@ -85,9 +84,12 @@ impl Parameter {
     pub fn is_written(&self) -> bool {
         self.declared.written.load(Ordering::Relaxed)
     }
-    /// A copy of its values.
-    pub fn to_vec(&self) -> Vec<f32> {
-        self.values().read(self.range())
+    /// A copy of its values, on the host.
+    ///
+    /// # Errors
+    /// What a GPU says.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        Ok(self.values().read(self.range())?)
     }
     /// The buffer that its values lie in, at [`range`](Self::range).
     pub(super) fn values(&self) -> RwLockReadGuard<'_, Buffer> {
@@ -205,7 +207,8 @@ impl Builder {
         Parameters { parameters: self.shared.parameters.take(), storage: self.shared.storage.clone() }
     }
 
-    /// Allocates the buffers and initialises every parameter from `seed` and its place.
+    /// Allocates the buffers on the CPU and initialises every parameter from `seed` and its place:
+    /// [`Parameters::move_to`] takes them elsewhere.
     ///
     /// # Errors
     /// Memory that the device does not have.
@@ -282,7 +285,28 @@ impl Parameters {
     /// # Errors
     /// Memory that the device does not have.
     pub fn allocate_gradients(&self) -> Result<()> {
-        *self.gradients_mut() = Buffer::zeros(self.elements(), &Device::Cpu)?;
+        *self.gradients_mut() = Buffer::zeros(self.elements(), &self.device())?;
+        Ok(())
+    }
+    /// The device that they lie on, and that forwards compute on.
+    pub fn device(&self) -> Device {
+        self.values().device().clone()
+    }
+    /// Moves the values to `device`, where forwards then compute in `dtype`: F32, or on a GPU also BF16,
+    /// for which a copy is kept beside the values, which stay f32. Gradients are to be allocated after it.
+    ///
+    /// # Errors
+    /// Another dtype, BF16 on the CPU, or memory that the device does not have.
+    pub fn move_to(&self, device: &Device, dtype: DType) -> Result<()> {
+        let mut values = self.values_mut();
+        let mut moved = Buffer::from_vec(values.read(0..values.len())?, device)?;
+        match dtype {
+            DType::F32 => {}
+            DType::BF16 => moved.keep_bf16()?,
+            other => return Err(Error::Input(format!("compute in {other:?} was asked for: F32 and BF16 there are"))),
+        }
+        *values = moved;
+        *self.gradients_mut() = Buffer::default();
         Ok(())
     }
     /// Forgets which parameters a backward has written.
@@ -329,7 +353,7 @@ impl Parameters {
                 let (got, expected) = (tensor.shape, parameter.shape().to_vec());
                 return Err(Error::Shape { name: found, got, expected }.into());
             }
-            self.values_mut().write(parameter.range().start, &tensor.data);
+            self.values_mut().write(parameter.range().start, &tensor.data).map_err(Error::from)?;
             report.loaded += 1;
         }
         report.unused = unused.into_iter().map(str::to_owned).collect();

@@ -63,7 +63,7 @@ mod tests {
         assert!(bert.parameters.iter().filter(trained).all(Parameter::is_written));
         assert!(bert.parameters.iter().filter(|p| !trained(p)).all(|p| !p.is_written()));
         let logits = logits.data().unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        (logits, bert.parameters.gradients().read(0..bert.parameters.elements()))
+        (logits, bert.parameters.gradients().read(0..bert.parameters.elements()).unwrap())
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub enum Tensor {
 /// A candle tensor, and where the tape has it (`None` where nothing needs its gradient).
 #[derive(Clone)]
 pub struct Value {
-    /// `[tokens, …]` or `[sequences, …]`, f32, contiguous.
+    /// `[tokens, …]` or `[sequences, …]`, contiguous; f32, or on a GPU bf16.
     pub data: Data,
     pub(super) tape: Option<Tape>,
     pub(super) slot: Option<usize>,

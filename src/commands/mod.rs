@@ -16,6 +16,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
+use crate::infer::runtime;
 
 /// Does what the command line says.
 ///
@@ -23,6 +24,9 @@ use crate::cli::{Cli, Command};
 /// The command's; [`exit_code`](crate::error::exit_code) says whose fault one is.
 pub fn run(cli: &Cli) -> Result<ExitCode> {
     let options = &cli.options;
+    if let Some(cache) = runtime::cache() {
+        kiln_kernels::set_kernel_cache(cache.join("kernels"));
+    }
     match &cli.command {
         Command::Train(args) => train::run(args, options),
         Command::Prepare(args) => prepare::run(args, options),

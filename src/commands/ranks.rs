@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Nodes;
 use crate::config::{Config, Processes};
 use crate::data::{self, Snapshot};
-use crate::dist::{self, Communicator, Launch, RESOURCE_CONFIG, Tcp, Timing, World};
+use crate::dist::{self, Communicator, Launch, RESOURCE_CONFIG, Timing, World};
 use crate::error::say;
 use crate::store::Experiment;
 use crate::train::{Job, Outcome, Signal, Signals};
@@ -36,9 +36,19 @@ impl Part {
         }
         let nproc_per_node = match nodes.nproc_per_node.unwrap_or(config.distributed.nproc_per_node) {
             Processes::Count(count) => count,
-            Processes::Gpu => {
-                return Err(user_error!("nproc_per_node = \"gpu\": this build of kiln has no `cuda` feature"));
-            }
+            Processes::Gpu => match kiln_kernels::cuda_devices() {
+                0 if cfg!(feature = "cuda") => {
+                    return Err(user_error!(
+                        "nproc_per_node = \"gpu\" is a process for each GPU: this machine has none"
+                    ));
+                }
+                0 => {
+                    return Err(user_error!(
+                        "nproc_per_node = \"gpu\" is a process for each GPU: this build of kiln is without the feature `cuda`"
+                    ));
+                }
+                gpus => gpus,
+            },
         };
         let launch = if let Some(launch) = Launch::from_sagemaker(Path::new(RESOURCE_CONFIG), nproc_per_node)? {
             launch
@@ -96,7 +106,11 @@ pub fn join(world: World, config: &Config) -> Result<Communicator> {
     let timeout = Duration::from_secs(config.distributed.timeout_s);
     let timing = Timing { exit: Some(exit), ..Timing::new(timeout) };
     let job = format!("kiln {} {}", env!("CARGO_PKG_VERSION"), config.hash());
-    Communicator::new(move || Tcp::join(&world, &job, timing))
+    // NCCL sums what lies on GPUs; without it the first such sum says so.
+    #[cfg(feature = "nccl")]
+    return Communicator::new(move || dist::Nccl::join(&world, &job, timing));
+    #[cfg(not(feature = "nccl"))]
+    Communicator::new(move || dist::Tcp::join(&world, &job, timing))
 }
 
 /// What the main process has the others do.

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use super::document::At;
 use super::table::{Bounds, Field, Table};
 use super::{
-    ClassWeights, Config, Data, Distributed, Duration, Export, Format, Goal, Infer, Interval, Metric, Model, Objective,
-    Origin, Processes, Quantize, ROOT, RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
+    ClassWeights, Config, Data, Device, Distributed, Dtype, Duration, Export, Format, Goal, Infer, Interval, Metric,
+    Model, Objective, Origin, Processes, Quantize, ROOT, RunNum, Schedule, Source, Split, Train, Warmup,
+    available_threads,
 };
 
 const ANY: i64 = i64::MAX;
@@ -277,11 +278,19 @@ fn train(table: &Table<'_>) -> Train {
     };
     let every = |key| table.integer_or(key, 1..=ANY, "epoch").map_or(Interval::Epoch, Interval::Steps);
     table.get("distributed"); // read apart: it is of all models
+    let micro_batch_tokens = table.integer_or("micro_batch_tokens", 1..=ANY, "auto");
+    let device =
+        table.choice("device", &[("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda", Device::Cuda)], Device::Auto);
+    let dtype = table.choice("dtype", &[("f32", Dtype::F32), ("tf32", Dtype::Tf32), ("bf16", Dtype::Bf16)], Dtype::F32);
+    if let (Device::Cpu, Dtype::Tf32 | Dtype::Bf16, Some(field)) = (device, dtype, table.get("dtype")) {
+        field.note(format!("`{}` is for a GPU: `device = \"cpu\"` computes in \"f32\"", field.path));
+    }
     Train {
         seed: table.integer("seed", 0..=ANY, 42),
         duration,
         batch_size: table.integer("batch_size", 1..=ANY, 16) as usize,
-        micro_batch_tokens: table.integer_or("micro_batch_tokens", 1..=ANY, "auto").unwrap_or(4096) as usize,
+        micro_batch_tokens: micro_batch_tokens.unwrap_or(4096) as usize,
+        micro_batch_auto: micro_batch_tokens.is_none(),
         gradient_accumulation_steps: table.integer("gradient_accumulation_steps", 1..=ANY, 1) as usize,
         learning_rate: table.number("learning_rate", LEARNING_RATE, 5e-5),
         weight_decay: table.number("weight_decay", NOT_NEGATIVE, 0.01),
@@ -305,6 +314,8 @@ fn train(table: &Table<'_>) -> Train {
         keep_checkpoints: table.integer("keep_checkpoints", 1..=ANY, 2) as usize,
         early_stopping_patience: table.integer("early_stopping_patience", 0..=ANY, 0) as usize,
         threads: threads(table, "threads", table.ranks()),
+        device,
+        dtype,
         deterministic: table.boolean("deterministic", false),
         recompute: table.boolean("recompute", false),
         init_from: table.get("init_from").and_then(|field| init_from(&field)),

@@ -127,6 +127,19 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
+        "<HEAD><MODEL>[train]\ndevice = \"gpu\"\ndtype = \"fp16\"",
+        &[],
+        &[
+            "8:10: `train.device` is \"gpu\": needs \"auto\", \"cpu\" or \"cuda\"",
+            "9:9: `train.dtype` is \"fp16\": needs \"f32\", \"tf32\" or \"bf16\"; did you mean \"bf16\"?",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[train]\ndevice = \"cpu\"\ndtype = \"bf16\"",
+        &[],
+        &["9:9: `train.dtype` is for a GPU: `device = \"cpu\"` computes in \"f32\""],
+    ),
+    (
         "<HEAD><MODEL>[export]\nquantize = \"int4\"\nquantise = \"int8\"",
         &[],
         &[
@@ -289,6 +302,7 @@ fn what_is_left_out_has_its_default() {
         duration: Duration::Epochs(3),
         batch_size: 16,
         micro_batch_tokens: 4096,
+        micro_batch_auto: true,
         gradient_accumulation_steps: 1,
         learning_rate: 5e-5,
         weight_decay: 0.01,
@@ -308,6 +322,8 @@ fn what_is_left_out_has_its_default() {
         keep_checkpoints: 2,
         early_stopping_patience: 0,
         threads,
+        device: Device::Auto,
+        dtype: Dtype::F32,
         deterministic: false,
         recompute: false,
         init_from: None,

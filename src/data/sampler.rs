@@ -50,6 +50,18 @@ impl Sampler {
         Self { lengths, seed, batch_size, micro_batch_tokens, accumulation, epoch: None }
     }
 
+    /// Micro-batches have at most so many tokens from now on.
+    pub fn set_micro_batch_tokens(&mut self, tokens: usize) {
+        self.micro_batch_tokens = tokens;
+    }
+
+    /// The micro-batch of most tokens that falls to one process in some steps.
+    pub fn largest(&mut self, steps: std::ops::Range<u64>, share: Share) -> Vec<u32> {
+        let batches = steps.flat_map(|step| self.micro_batches(step, share).concat()).collect::<Vec<_>>();
+        let tokens = |batch: &Vec<u32>| batch.iter().map(|&i| self.lengths[i as usize]).sum::<u32>();
+        batches.into_iter().max_by_key(tokens).unwrap_or_default()
+    }
+
     /// Optimizer steps an epoch; the last batch of an epoch may be smaller.
     pub fn steps_per_epoch(&self) -> u64 {
         self.lengths.len().div_ceil(self.batch_size) as u64

@@ -15,6 +15,8 @@
 
 mod communicator;
 mod mesh;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod pulse;
 mod rendezvous;
 mod solo;
@@ -26,8 +28,11 @@ mod world;
 
 use anyhow::Result;
 use half::bf16;
+use kiln_kernels::Lent;
 
 pub use communicator::{Communicator, Pending};
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use pulse::Timing;
 pub use solo::Solo;
 pub use spawn::spawn;
@@ -40,6 +45,19 @@ pub enum Numbers<'a> {
     F32(&'a mut [f32]),
     /// bfloat16: each addition is rounded.
     Bf16(&'a mut [bf16]),
+    /// Single precision, on a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(&'a mut kiln_kernels::OnGpu),
+}
+
+impl<'a> From<&'a mut Lent> for Numbers<'a> {
+    fn from(lent: &'a mut Lent) -> Self {
+        match lent {
+            Lent::Host(numbers) => Self::F32(numbers),
+            #[cfg(feature = "cuda")]
+            Lent::Cuda(numbers) => Self::Cuda(numbers),
+        }
+    }
 }
 
 /// In which order the ranks' numbers are added up.

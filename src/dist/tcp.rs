@@ -15,9 +15,9 @@ use super::{Numbers, Order, ProcessGroup, World, rendezvous};
 /// A sum is a reduce-scatter and an all-gather around the ring (Patarasuk and Yuan, 2009): each rank
 /// sends and receives 2·(W − 1)/W of the numbers, which is the least there can be.
 pub struct Tcp {
-    world: World,
+    pub(super) world: World,
     mesh: Mesh,
-    pulse: Arc<Pulse>,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 impl Tcp {
@@ -139,6 +139,8 @@ impl ProcessGroup for Tcp {
         self.pulse.clone().during(|| match numbers {
             Numbers::F32(numbers) => self.sum(numbers, order),
             Numbers::Bf16(numbers) => self.sum(numbers, order),
+            #[cfg(feature = "cuda")]
+            Numbers::Cuda(_) => Err(on_a_gpu()),
         })
     }
 
@@ -148,6 +150,8 @@ impl ProcessGroup for Tcp {
         self.pulse.clone().during(|| match numbers {
             Numbers::F32(numbers) => self.spread(numbers, root),
             Numbers::Bf16(numbers) => self.spread(numbers, root),
+            #[cfg(feature = "cuda")]
+            Numbers::Cuda(_) => Err(on_a_gpu()),
         })
     }
 
@@ -181,6 +185,11 @@ impl Drop for Tcp {
     fn drop(&mut self) {
         self.pulse.leave();
     }
+}
+
+#[cfg(feature = "cuda")]
+fn on_a_gpu() -> anyhow::Error {
+    crate::user_error!("ranks on GPUs need NCCL: this build of kiln is without the feature `nccl`")
 }
 
 /// Part `i` of `len` numbers cut into `parts`.

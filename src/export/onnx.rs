@@ -152,7 +152,7 @@ fn write_external(initializers: &[Initializer], path: &Path) -> Result<Vec<Tenso
 /// The bytes of an initializer, as many as its lengths were counted with.
 fn bytes(initializer: &Initializer) -> Result<Vec<u8>> {
     let Initializer { name, dims, .. } = initializer;
-    let (bytes, expected) = (initializer.bytes(), initializer.byte_len());
+    let (bytes, expected) = (initializer.bytes()?, initializer.byte_len());
     ensure!(bytes.len() == expected, "initializer {name} {dims:?} has {} bytes, needs {expected}", bytes.len());
     Ok(bytes)
 }

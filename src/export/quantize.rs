@@ -141,7 +141,7 @@ impl Matrix {
         channel: impl Fn(usize) -> usize,
     ) -> Result<Matrix> {
         let name = format!("{}.{suffix}", matrix.name);
-        let floats = matrix.floats().with_context(|| format!("{} is no matrix of numbers", matrix.name))?;
+        let floats = matrix.floats()?.with_context(|| format!("{} is no matrix of numbers", matrix.name))?;
         ensure!(floats.iter().all(|v| v.is_finite()), "{} holds a number that is not finite", matrix.name);
         let mut scales = vec![0f32; scales_dims[0]];
         for (i, value) in floats.iter().enumerate() {

@@ -125,11 +125,14 @@ fn load_moments(file: &Path, classifier: &Classifier, optimizer: &mut Optimizer)
         for (name, buffer) in [("exp_avg", &mut optimizer.exp_avg), ("exp_avg_sq", &mut optimizer.exp_avg_sq)] {
             let shape = &tensors.info(name)?.shape;
             ensure!(*shape == [elements], "{name} is {shape:?}, the model needs [{elements}]");
-            let mut start = 0;
+            let (mut start, mut written) = (0, Ok(()));
             tensors.read(name, |piece| {
-                buffer.write(start, piece);
+                if written.is_ok() {
+                    written = buffer.write(start, piece);
+                }
                 start += piece.len();
             })?;
+            written?;
         }
         Ok(())
     };

@@ -19,7 +19,11 @@ pub fn gradient_coverage(parameters: &Parameters) -> Result<()> {
         unwritten.is_empty(),
         "no gradient reaches {unwritten}: the forward does not use them; use them, or freeze them by train.freeze"
     );
-    let broken = names(&|p| gradients.read(p.range()).iter().any(|g| !g.is_finite()));
+    let mut values = Vec::new();
+    for parameter in parameters.iter().filter(|p| p.is_trainable()) {
+        values.push((parameter.name(), gradients.read(parameter.range())?.iter().all(|g| g.is_finite())));
+    }
+    let broken = values.iter().filter(|(_, finite)| !finite).map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     ensure!(broken.is_empty(), "the gradients of {broken} are not finite");
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
-use super::{Checkpoints, Outcome, Output, Signals, Trainer, evaluate};
+use super::{Checkpoints, Outcome, Output, Signals, Trainer, evaluate, place};
 use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Encoding, Part, Snapshot, Tokenizer};
@@ -93,6 +93,7 @@ impl Job<'_> {
         kiln_kernels::threads::set(settings.threads)?;
         let start = ranks.in_turn(|| self.start(&[Part::Train, Part::Validation]))?;
         let Start { classifier, tokenizer, encoding } = start;
+        place(&classifier.built().parameters, settings, ranks.local_rank())?;
         let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
 
         let checkpoints = |files: &ModelDir| Checkpoints::new(files.checkpoints(), settings.keep_checkpoints);
@@ -104,6 +105,7 @@ impl Job<'_> {
         let (parts, objective) = ((&train, &validation), self.config.objective);
         let bucket_bytes = self.config.distributed.bucket_mb as usize * 1_000_000;
         let mut trainer = Trainer::new(ranks, &classifier, parts, settings, objective, bucket_bytes, output)?;
+        trainer.fit_memory(|message| self.say(message))?;
         let label = format!("train {}", self.model.name);
         let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
         let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;

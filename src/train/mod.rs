@@ -3,8 +3,10 @@
 //! | file | what |
 //! |---|---|
 //! | `job` | one model: its origin, its training, its folder |
+//! | `device` | the CPU or a GPU |
 //! | `trainer` | the loop: micro-batches, the guard against NaN, evaluation, checkpoints |
 //! | `gate` | every trainable parameter has a gradient |
+//! | `agree` | one state on all ranks, and the same rows |
 //! | `reducer` | gradients summed over the ranks, beside the backward |
 //! | `optimizer` | AdamW's groups and moments |
 //! | `schedule` | learning-rate factors |
@@ -14,7 +16,9 @@
 //! | `signals` | SIGINT and SIGTERM |
 //! | `memory` | what a training will need, before it starts |
 
+mod agree;
 mod checkpoint;
+mod device;
 mod evaluate;
 mod gate;
 mod job;
@@ -29,6 +33,7 @@ mod tests;
 mod trainer;
 
 pub use checkpoint::{Best, Checkpoints, State};
+pub use device::{on_gpus, place};
 pub use evaluate::{Evaluated, evaluate};
 pub use gate::gradient_coverage;
 pub use job::{Job, Start};

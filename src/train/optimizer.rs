@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov and Hutter, 2019) over flat buffers, with its groups and moments.
 
 use anyhow::Result;
-use kiln_kernels::{Buffer, Device, adamw, norm};
+use kiln_kernels::{Buffer, adamw, norm};
 use kiln_models::nn::{Parameter, Parameters};
 
 use crate::config;
@@ -51,7 +51,7 @@ impl Optimizer {
             return Err(user_error!("train.freeze = {:?} leaves nothing to train", settings.freeze));
         }
         parameters.allocate_gradients()?;
-        let zeros = || Buffer::zeros(parameters.elements(), &Device::Cpu);
+        let zeros = || Buffer::zeros(parameters.elements(), &parameters.device());
         Ok(Self { settings: settings.clone(), groups, exp_avg: zeros()?, exp_avg_sq: zeros()? })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use kiln_kernels::{Buffer, Device, Lent};
+use kiln_kernels::{Buffer, Lent};
 use kiln_models::nn::{Parameter, Parameters};
 
 use crate::data::sampler::CHUNKS;
@@ -104,7 +104,7 @@ impl Sums<'_> {
         let range = self.reducer.buckets[self.pending.len()].range.clone();
         let mut lent = self.reducer.parameters.gradients_mut().lend(range)?;
         let sum = move |group: &mut dyn ProcessGroup| {
-            group.all_reduce(Numbers::F32(&mut lent), order)?;
+            group.all_reduce(Numbers::from(&mut lent), order)?;
             Ok(lent)
         };
         self.pending.push(self.reducer.ranks.submit(sum));
@@ -161,9 +161,9 @@ impl Tree {
         if self.chunks < chunks {
             let mut zeros = match self.spare.pop() {
                 Some(spare) => spare,
-                None => Buffer::zeros(gradients.len(), &Device::Cpu)?,
+                None => Buffer::zeros(gradients.len(), gradients.device())?,
             };
-            zeros.fill(0.0);
+            zeros.fill(0.0)?;
             std::mem::swap(&mut zeros, &mut *gradients);
             self.sums.push(zeros);
         } else {

@@ -46,7 +46,7 @@ impl Case {
         let mut trainer = Trainer::new(ranks, &classifier, data, settings, objective, bucket_bytes, None).unwrap();
         trainer.gradients_of_the_next_step().unwrap();
         let gradients = classifier.built().parameters.gradients();
-        let named = |p: &Parameter| (p.name().to_owned(), gradients.read(p.range()));
+        let named = |p: &Parameter| (p.name().to_owned(), gradients.read(p.range()).unwrap());
         classifier.built().parameters.iter().map(named).collect()
     }
 

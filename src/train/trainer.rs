@@ -3,21 +3,23 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use kiln_kernels::{Buffer, cross_entropy};
-use kiln_models::nn::{Mode, Parameters};
-use sha2::{Digest as _, Sha256};
+use kiln_kernels::{Tensor, cross_entropy};
+use kiln_models::nn::Mode;
 
+use super::agree::agree;
+use super::device::{is_out_of_memory, planned_tokens};
 use super::{
     Best, Checkpoints, Optimizer, Reducer, Schedule, Signal, Signals, State, Sums, Tree, class_weights, evaluate,
     gradient_coverage,
 };
-use crate::config::{self, Goal, Interval, Objective, hex};
+use crate::config::{self, Goal, Interval, Objective};
 use crate::data::Dataset;
 use crate::data::sampler::{Sampler, Share};
-use crate::dist::{Communicator, Numbers};
+use crate::dist::Communicator;
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
 use crate::track::{Evaluation, Event, MetricsLog, Step};
+use crate::user_error;
 
 /// How a training ended.
 #[derive(Debug, PartialEq)]
@@ -50,6 +52,7 @@ pub struct Trainer<'a> {
     tree: Tree,
     schedule: Schedule,
     sampler: Sampler,
+    micro_batch_tokens: usize,
     class_weights: Option<Vec<f32>>,
     total_steps: u64,
     /// The first step of this process.
@@ -113,6 +116,7 @@ impl<'a> Trainer<'a> {
             tree: Tree::default(),
             schedule,
             sampler,
+            micro_batch_tokens: settings.micro_batch_tokens,
             class_weights,
             total_steps,
             first: state.step,
@@ -123,6 +127,55 @@ impl<'a> Trainer<'a> {
     /// Optimizer steps in all, unless early stopping ends it before.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
+    }
+
+    /// Finds how many tokens of a micro-batch every rank's GPU holds, where the settings leave that to it:
+    /// as many as the model's plan says, and of them what one run of the largest micro-batch that will come
+    /// confirms. Its gradients are thrown away. `say` hears of every other try.
+    ///
+    /// # Errors
+    /// Not even the longest example fits; or as [`fit`](Self::fit).
+    pub fn fit_memory(&mut self, say: impl Fn(&str)) -> Result<()> {
+        let parameters = &self.classifier.built().parameters;
+        let device = parameters.device();
+        if !self.settings.micro_batch_auto || device.is_cpu() {
+            return Ok(());
+        }
+        let longest = (0..self.train.len()).map(|i| self.train.length(i)).max().unwrap_or(1);
+        let mut tokens = planned_tokens(self.classifier, self.settings, longest)?;
+        loop {
+            // All ranks take what the smallest has room for.
+            tokens = self.ranks.all_gather(&tokens)?.into_iter().min().unwrap_or(tokens);
+            self.micro_batch_tokens = tokens;
+            self.sampler.set_micro_batch_tokens(tokens);
+            let steps =
+                (self.total_steps - self.state.step).min(super::memory::EPOCHS * self.sampler.steps_per_epoch());
+            let largest = self.sampler.largest(self.state.step..self.state.step + steps, self.share());
+            let tried = match largest.is_empty() {
+                true => Ok(()),
+                false => {
+                    self.backward(&largest, 1.0, None).and_then(|losses| self.loss(&[largest], &[losses]).map(|_| ()))
+                }
+            };
+            parameters.gradients_mut().fill(0.0)?;
+            parameters.clear_written();
+            let lacks = match tried {
+                Ok(()) => false,
+                Err(error) if is_out_of_memory(&error) => true,
+                Err(error) => return Err(error),
+            };
+            if !self.ranks.all_gather(&lacks)?.contains(&true) {
+                return Ok(());
+            }
+            if tokens <= longest {
+                return Err(user_error!(
+                    "the GPU's memory does not hold one example of {longest} tokens; lower max_length, or set \
+                     train.recompute = true"
+                ));
+            }
+            say(&format!("a micro-batch of {tokens} tokens does not fit the GPU's memory: trying half"));
+            tokens = (tokens / 2).max(longest);
+        }
     }
 
     /// Trains to the end. `print` takes each evaluation.
@@ -209,19 +262,16 @@ impl<'a> Trainer<'a> {
 
     /// The step's gradients, summed over all ranks. Returns the losses of this rank's sums that have examples.
     fn gradients(&mut self, weight: f64) -> Result<Vec<f64>> {
-        let Self { settings, ranks, .. } = *self;
-        let deterministic = settings.deterministic;
-        let share = Share { rank: ranks.rank(), world_size: ranks.world_size(), deterministic };
+        let share = self.share();
+        let deterministic = share.deterministic;
         let shares = self.sampler.micro_batches(self.state.step, share);
         let mut losses = Vec::new();
         let mut sums = (!deterministic).then(|| self.reducer.begin());
         for micro_batches in &shares {
-            let mut loss = 0.0;
-            for (i, micro_batch) in micro_batches.iter().enumerate() {
-                let last = i + 1 == micro_batches.len();
-                loss += self.backward(micro_batch, weight, sums.as_mut().filter(|_| last))?;
-            }
-            losses.extend((!micro_batches.is_empty()).then_some(loss));
+            let last = micro_batches.len().saturating_sub(1);
+            let each = micro_batches.iter().enumerate();
+            let each = each.map(|(i, batch)| self.backward(batch, weight, sums.as_mut().filter(|_| i == last)));
+            losses.push(each.collect::<Result<Vec<_>>>().map_err(|error| self.advise(error))?);
             if deterministic {
                 self.tree.push(&self.classifier.built().parameters, shares.len())?;
             }
@@ -230,7 +280,14 @@ impl<'a> Trainer<'a> {
             Some(sums) => sums.finish()?,
             None => self.reducer.sum_in_a_tree()?,
         }
-        Ok(losses)
+        let sums = shares.iter().zip(&losses).filter(|(micro_batches, _)| !micro_batches.is_empty());
+        sums.map(|(micro_batches, losses)| self.loss(micro_batches, losses)).collect()
+    }
+
+    /// This rank's part of every batch.
+    fn share(&self) -> Share {
+        let (rank, world_size) = (self.ranks.rank(), self.ranks.world_size());
+        Share { rank, world_size, deterministic: self.settings.deterministic }
     }
 
     /// Sums the losses of all ranks, and agrees on a signal that has come to any of them.
@@ -241,9 +298,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// Forward and backward of a micro-batch, whose loss is its sum over the whole batch's weight:
-    /// so any cut of the batch gives the same gradient. Returns the sum. `sums` is given with the last
-    /// micro-batch: gradients are complete as backward leaves them.
-    fn backward(&self, micro_batch: &[u32], weight: f64, sums: Option<&mut Sums<'_>>) -> Result<f64> {
+    /// so any cut of the batch gives the same gradient. Returns each example's loss, which is not read
+    /// here: that would wait for a GPU. `sums` is given with the last micro-batch: gradients are complete
+    /// as backward leaves them.
+    fn backward(&self, micro_batch: &[u32], weight: f64, sums: Option<&mut Sums<'_>>) -> Result<Tensor> {
         let examples: Vec<_> = micro_batch.iter().map(|&i| self.train.example(i as usize)).collect();
         let ids = micro_batch.iter().map(|&i| u64::from(i)).collect();
         let labels: Vec<u32> = micro_batch.iter().filter_map(|&i| self.train.label(i as usize)).collect();
@@ -257,18 +315,28 @@ impl<'a> Trainer<'a> {
             self.settings.label_smoothing as f32,
             weight,
         )?;
-        let broken: Vec<u32> =
-            micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
-        if !broken.is_empty() {
-            bail!("step {}: the loss is not finite; {}", self.state.step, self.blame(&broken));
-        }
         if let Some(tape) = inputs.tape() {
             match sums {
                 Some(sums) => tape.backward_with(&logits, dlogits, |parameter| sums.complete(parameter))?,
                 None => tape.backward(&logits, dlogits)?,
             }
         }
-        Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
+        Ok(losses)
+    }
+
+    /// The sum of the losses of some micro-batches, which have to be finite.
+    fn loss(&self, micro_batches: &[Vec<u32>], losses: &[Tensor]) -> Result<f64> {
+        let mut sum = 0.0;
+        for (micro_batch, losses) in micro_batches.iter().zip(losses) {
+            let losses = losses.to_vec1::<f32>()?;
+            let broken: Vec<u32> =
+                micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
+            if !broken.is_empty() {
+                bail!("step {}: the loss is not finite; {}", self.state.step, self.blame(&broken));
+            }
+            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        }
+        Ok(sum)
     }
 
     /// The total weight of a global batch's examples.
@@ -282,7 +350,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
-        let figures = evaluate(self.ranks, self.classifier, self.validation, self.settings.micro_batch_tokens)?
+        let figures = evaluate(self.ranks, self.classifier, self.validation, self.micro_batch_tokens)?
             .statistics(self.classifier.id2label());
         let value = figures.get(self.objective.metric);
         let best = self.state.best.is_none_or(|best| match self.objective.goal {
@@ -330,6 +398,18 @@ impl<'a> Trainer<'a> {
         self.state.step as f64 / self.sampler.steps_per_epoch() as f64
     }
 
+    /// Names the setting that an error of a GPU's memory calls for.
+    fn advise(&self, error: anyhow::Error) -> anyhow::Error {
+        if !is_out_of_memory(&error) {
+            return error;
+        }
+        error.context(format!(
+            "the GPU's memory does not hold a micro-batch of {} tokens: set train.micro_batch_tokens lower, or \
+             train.recompute = true",
+            self.micro_batch_tokens
+        ))
+    }
+
     /// Says which rows of the training part a broken step had read.
     fn blame(&self, examples: &[u32]) -> String {
         let shown: Vec<_> = examples.iter().take(8).map(u32::to_string).collect();
@@ -346,41 +426,6 @@ impl<'a> Trainer<'a> {
             self.settings.max_grad_norm
         )
     }
-}
-
-/// Puts all ranks where the main process stands, after making sure that they read the same rows.
-fn agree(
-    ranks: &Communicator,
-    state: State,
-    parameters: &Parameters,
-    optimizer: &mut Optimizer,
-    parts: (&Dataset, &Dataset),
-) -> Result<State> {
-    if ranks.world_size() == 1 {
-        return Ok(state);
-    }
-    let rows = |dataset: &Dataset| {
-        (0..dataset.len()).fold(Sha256::new(), |hash, i| {
-            let labelled = hash.chain_update(dataset.label(i).unwrap_or(u32::MAX).to_le_bytes());
-            labelled.chain_update((dataset.length(i) as u64).to_le_bytes())
-        })
-    };
-    let mine = (parameters.elements(), hex(&rows(parts.0).finalize()), hex(&rows(parts.1).finalize()));
-    let all = ranks.all_gather(&mine)?;
-    if let Some(rank) = all.iter().position(|other| *other != all[0]) {
-        bail!("rank {rank} has other rows or another model than rank 0: give all ranks the same files");
-    }
-    let state = ranks.from_main(Some(&state))?;
-    let from_main = |buffer: &mut Buffer| {
-        let mut lent = buffer.lend(0..buffer.len())?;
-        ranks.submit(move |group| group.broadcast(Numbers::F32(&mut lent), 0)).wait()
-    };
-    from_main(&mut parameters.values_mut())?;
-    if state.step > 0 {
-        from_main(&mut optimizer.exp_avg)?;
-        from_main(&mut optimizer.exp_avg_sq)?;
-    }
-    Ok(state)
 }
 
 /// How often a part has each label.

@@ -10,13 +10,23 @@ use std::{
 /// A flat array whose parts can be lent to another thread, each by itself. Whoever has the whole
 /// sees what is not lent.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct Lendable {
     shared: Arc<Shared>,
 }
 
 /// A part of a [`Buffer`](crate::Buffer) that is out of its owner's reach until it is dropped.
 #[derive(Debug)]
-pub struct Lent {
+pub enum Lent {
+    /// On the CPU.
+    Host(OnHost),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::gpu::cuda::OnGpu),
+}
+
+/// What is lent of a buffer on the CPU: a slice.
+#[derive(Debug)]
+pub struct OnHost {
     shared: Arc<Shared>,
     range: Range<usize>,
 }
@@ -28,7 +38,7 @@ struct Shared {
     lent: Mutex<Vec<Range<usize>>>,
 }
 
-// SAFETY: it owns plain numbers, and only `Memory` and `Lent` reach them, each its own part.
+// SAFETY: it owns plain numbers, and only `Lendable` and `OnHost` reach them, each its own part.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -47,20 +57,20 @@ impl Drop for Shared {
     }
 }
 
-impl From<Vec<f32>> for Memory {
+impl From<Vec<f32>> for Lendable {
     fn from(data: Vec<f32>) -> Self {
         let data = Box::leak(data.into_boxed_slice());
         Self { shared: Arc::new(Shared { len: data.len(), start: NonNull::from(data).cast(), lent: Mutex::default() }) }
     }
 }
 
-impl Default for Memory {
+impl Default for Lendable {
     fn default() -> Self {
         Vec::new().into()
     }
 }
 
-impl Memory {
+impl Lendable {
     pub fn len(&self) -> usize {
         self.shared.len
     }
@@ -116,13 +126,13 @@ impl Memory {
     ///
     /// # Errors
     /// Where it goes past the end, or some of it is lent.
-    pub fn lend(&mut self, range: Range<usize>) -> Result<Lent> {
+    pub fn lend(&mut self, range: Range<usize>) -> Result<OnHost> {
         let mut lent = self.shared.lent();
         if range.start > range.end || range.end > self.len() || lent.iter().any(|other| overlap(other, &range)) {
             bail!("{range:?} of a buffer of {} cannot be lent: lent are {lent:?}", self.len());
         }
         lent.push(range.clone());
-        Ok(Lent { shared: self.shared.clone(), range })
+        Ok(OnHost { shared: self.shared.clone(), range })
     }
 
     fn at(&self, range: &Range<usize>) -> *mut f32 {
@@ -138,7 +148,7 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-impl Deref for Lent {
+impl Deref for OnHost {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -147,14 +157,14 @@ impl Deref for Lent {
     }
 }
 
-impl DerefMut for Lent {
+impl DerefMut for OnHost {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above, and this is borrowed alone.
         unsafe { slice::from_raw_parts_mut(self.shared.start.as_ptr().add(self.range.start), self.range.len()) }
     }
 }
 
-impl Drop for Lent {
+impl Drop for OnHost {
     fn drop(&mut self) {
         let mut lent = self.shared.lent();
         if let Some(i) = lent.iter().position(|range| *range == self.range) {
@@ -169,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_lent_is_written_by_another_thread_while_the_rest_goes_on() {
-        let mut memory = Memory::from(vec![1.0; 1000]);
+        let mut memory = Lendable::from(vec![1.0; 1000]);
         let mut lent = memory.lend(100..600).unwrap();
         assert!(memory.lend(599..700).is_err() && memory.lend(900..1001).is_err());
         let other = std::thread::spawn(move || {
@@ -186,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_lent_outlives_its_owner() {
-        let mut memory = Memory::from(vec![7.0; 4]);
+        let mut memory = Lendable::from(vec![7.0; 4]);
         let lent = memory.lend(1..3).unwrap();
         drop(memory);
         assert_eq!(*lent, [7.0, 7.0]);

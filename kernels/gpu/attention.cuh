@@ -1,0 +1,60 @@
+// What both attention sources share: which head of which sequence a block works on, and the dots.
+
+
+// Each dtype and head dimension is a module of its own, so that only those in use are compiled. A
+// module's head dimension is what registers and shared memory are made for; a lesser one is filled with
+// zeros.
+#ifndef HEAD_DIM
+#define ELEMENT float
+#define HEAD_DIM 64
+#endif
+constexpr int D = HEAD_DIM;
+constexpr float LOG2E = 1.4426950408889634f;
+
+__device__ inline float minus_infinity() { return __uint_as_float(0xff800000); }
+
+// blockIdx.y is the head; blockIdx.x the entry (sequence, tile) in `tiles`, or where there is no table
+// the sequence, whose first tile it is: then only first tokens ask.
+struct Task {
+    u32 sequence, tile, head, hidden;
+    int queries, keys; // of the whole sequence
+    u64 query, key;    // where this head's first row starts in q, and in k and v; rows are `hidden` apart
+    u64 lse;           // where its first row is in lse and dots
+
+    // `firsts`: q has one row a sequence.
+    __device__ Task(const u32* offsets, const uint2* tiles, bool firsts, u32 rows, int head_dim)
+        : sequence(tiles ? tiles[blockIdx.x].x : blockIdx.x), tile(tiles ? tiles[blockIdx.x].y : 0), head(blockIdx.y),
+          hidden(gridDim.y * head_dim) {
+        u32 start = offsets[sequence];
+        keys = offsets[sequence + 1] - start;
+        queries = firsts ? 1 : keys;
+        u32 first = firsts ? sequence : start;
+        query = (u64)first * hidden + head * head_dim;
+        key = (u64)start * hidden + head * head_dim;
+        lse = (u64)head * rows + first;
+    }
+
+    // The number, in its example, of the probability of this query and key 0; past 2³² it wraps.
+    __device__ u32 element(int query) const { return (head * keys + query) * keys; }
+};
+
+// dots[head, row] = out·dout, which is Σ p·dp of each softmax. D / 8 lanes take a row; blockIdx.y is the head.
+template <class T>
+__device__ inline void attention_dots(float* dots, const T* out, const T* dout, u32 rows, int head_dim) {
+    struct alignas(16) Eight {
+        T x[8];
+    };
+    constexpr int LANES = D / 8;
+    const u32 head = blockIdx.y, row = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
+    const int column = threadIdx.x % LANES * 8;
+    float sum = 0.0f;
+    if (row < rows && column < head_dim) {
+        u64 at = ((u64)row * gridDim.y + head) * head_dim + column;
+        const Eight a = *(const Eight*)(out + at), b = *(const Eight*)(dout + at);
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum += to_float(a.x[i]) * to_float(b.x[i]);
+    }
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+    if (row < rows && column == 0) dots[(u64)head * rows + row] = sum;
+}

@@ -1,0 +1,279 @@
+//! Matrix products by cuBLAS, and by cuBLASLt where a bias rides on them. Sums are f32, and so are the
+//! partial sums of products that are split.
+use super::{Arg, Cuda, driver, lock};
+use crate::gpu::linear::{Blas, Matrix, Product};
+use candle_core::{CudaDevice, DType, Result};
+use cudarc::{
+    cublas::{self, sys::cublasComputeType_t as Compute, sys::cublasOperation_t as Operation},
+    cublaslt::{self, result::CublasError, sys as lt},
+    driver::{CudaSlice, DevicePtr},
+};
+use std::{
+    ffi::c_void,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Bytes that NVIDIA advises to give the library on Hopper; others take less.
+const WORKSPACE: usize = 32 << 20;
+
+/// Both libraries on the device's stream.
+pub(super) struct Library {
+    blas: Arc<cublas::CudaBlas>,
+    lt: Mutex<Handle>,
+    workspace: CudaSlice<u8>,
+    tf32: AtomicBool,
+}
+
+struct Handle(lt::cublasLtHandle_t);
+
+// SAFETY: a handle may be used from any thread, by one at a time.
+unsafe impl Send for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: it was created, and is destroyed once. There is nobody to tell of an error.
+        let _ = unsafe { cublaslt::result::destroy_handle(self.0) };
+    }
+}
+
+impl Library {
+    pub fn new(device: &CudaDevice) -> Result<Self> {
+        let blas = device.cublas_handle();
+        let exact = cublas::sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the handle is candle's, and lives.
+        said(unsafe { cublas::sys::cublasSetMathMode(*blas.handle(), exact) }.result(), "setting its math mode")?;
+        let lt = Mutex::new(Handle(said(cublaslt::result::create_handle(), "starting cuBLASLt")?));
+        // SAFETY: the library writes what it reads of it.
+        let workspace = unsafe { device.cuda_stream().alloc(WORKSPACE) };
+        Ok(Self { blas, lt, workspace: driver(workspace, "a workspace of 32 MiB")?, tf32: AtomicBool::new(false) })
+    }
+
+    pub fn allow_tf32(&self, allow: bool) {
+        self.tf32.store(allow, Ordering::Relaxed);
+    }
+
+    fn is_tf32(&self, dtype: DType) -> bool {
+        dtype == DType::F32 && self.tf32.load(Ordering::Relaxed)
+    }
+}
+
+fn said<T, E: std::fmt::Debug>(result: std::result::Result<T, E>, what: &str) -> Result<T> {
+    result.map_err(|e| candle_core::Error::Msg(format!("cuBLAS, {what}: {e:?}")))
+}
+
+fn pointer(arg: Arg) -> *mut c_void {
+    match arg {
+        Arg::Pointer(address) => address as *mut c_void,
+        _ => std::ptr::null_mut(), // matrices are made with addresses
+    }
+}
+
+/// Rows of a row-major matrix are its columns to the libraries: they compute cᵀ `[n, m]` = bᵀ·aᵀ. So b is
+/// their first factor, and what is transposed here is so there.
+fn operation(matrix: Matrix) -> Operation {
+    if matrix.transposed { Operation::CUBLAS_OP_T } else { Operation::CUBLAS_OP_N }
+}
+
+/// The length of a matrix's rows as they lie in memory, for a factor of `[rows, columns]`.
+fn row(matrix: Matrix, rows: usize, columns: usize) -> usize {
+    if matrix.transposed { rows } else { columns }
+}
+
+fn describe(p: &Product) -> String {
+    let Product { m, n, k, dtype, .. } = p;
+    format!("the product of [{m}, {k}] and [{k}, {n}] in {dtype:?}")
+}
+
+impl Blas for Cuda {
+    fn product(&self, p: &Product) -> Result<()> {
+        use cublas::sys::cudaDataType;
+        let kind = |dtype| if dtype == DType::BF16 { cudaDataType::CUDA_R_16BF } else { cudaDataType::CUDA_R_32F };
+        let tf32 = self.blas.is_tf32(p.dtype);
+        let compute = if tf32 { Compute::CUBLAS_COMPUTE_32F_FAST_TF32 } else { Compute::CUBLAS_COMPUTE_32F };
+        let (alpha, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
+        let size = |size: usize| {
+            i32::try_from(size)
+                .map_err(|_| candle_core::Error::Msg(format!("cuBLAS, {}: a size of {size} is past 2³¹", describe(p))))
+        };
+        let context = self.device.cuda_stream().context().clone();
+        driver(context.bind_to_thread(), "cuBLAS")?;
+        // SAFETY: the matrices lie in live memory of these sizes; alpha and beta are the host's.
+        said(
+            unsafe {
+                cublas::result::gemm_ex(
+                    *self.blas.blas.handle(),
+                    operation(p.b),
+                    operation(p.a),
+                    size(p.n)?,
+                    size(p.m)?,
+                    size(p.k)?,
+                    (&raw const alpha).cast(),
+                    pointer(p.b.address),
+                    kind(p.dtype),
+                    size(row(p.b, p.k, p.n))?,
+                    pointer(p.a.address),
+                    kind(p.dtype),
+                    size(row(p.a, p.m, p.k))?,
+                    (&raw const beta).cast(),
+                    pointer(p.c),
+                    kind(p.c_dtype),
+                    size(p.n)?,
+                    compute,
+                    cublas::sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            },
+            &describe(p),
+        )
+    }
+
+    fn product_with_bias(&self, p: &Product, bias: Arg) -> Result<bool> {
+        use lt::cudaDataType;
+        let what = describe(p);
+        let kind = |dtype| if dtype == DType::BF16 { cudaDataType::CUDA_R_16BF } else { cudaDataType::CUDA_R_32F };
+        let tf32 = self.blas.is_tf32(p.dtype);
+        let compute = match tf32 {
+            true => lt::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        let stream = self.device.cuda_stream();
+        driver(stream.context().bind_to_thread(), "cuBLASLt")?;
+        let handle = lock(&self.blas.lt);
+
+        use lt::cublasLtMatmulDescAttributes_t as Set;
+        let description = said(Description::new(compute), &what)?;
+        let (first, second): (i32, i32) = (p.b.transposed.into(), p.a.transposed.into()); // 1 is CUBLAS_OP_T
+        let epilogue = lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+        let bias_address = pointer(bias) as u64;
+        said(description.set(Set::CUBLASLT_MATMUL_DESC_TRANSA, &first), &what)?;
+        said(description.set(Set::CUBLASLT_MATMUL_DESC_TRANSB, &second), &what)?;
+        said(description.set(Set::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue), &what)?;
+        said(description.set(Set::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_address), &what)?;
+        let layout = |matrix: Matrix, rows: usize, columns: usize| {
+            let [height, width] = if matrix.transposed { [columns, rows] } else { [rows, columns] };
+            Layout::new(kind(p.dtype), width, height)
+        };
+        let (a, b) = (said(layout(p.a, p.m, p.k), &what)?, said(layout(p.b, p.k, p.n), &what)?);
+        let c = said(Layout::new(kind(p.c_dtype), p.n, p.m), &what)?;
+
+        use lt::cublasLtMatmulPreferenceAttributes_t as Prefer;
+        let preference = said(Preference::new(), &what)?;
+        // Partial sums of a split product stay f32, and are summed in a fixed order.
+        let reduction = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        said(preference.set(Prefer::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE), &what)?;
+        said(preference.set(Prefer::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction), &what)?;
+        for (attribute, address) in [
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, pointer(p.b.address) as u64),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, pointer(p.a.address) as u64),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, pointer(p.c) as u64),
+            // The epilogue reads the bias as it writes the output.
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, pointer(p.c) as u64 | bias_address),
+        ] {
+            said(preference.set(attribute, &alignment(address)), &what)?;
+        }
+
+        let (alpha, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
+        // SAFETY: all objects live to the end of this function; the matrices lie in live memory of these
+        // sizes, as does the workspace, and what is launched reads alpha and beta before it returns.
+        unsafe {
+            let found =
+                cublaslt::result::get_matmul_algo_heuristic(handle.0, description.0, b.0, a.0, c.0, c.0, preference.0);
+            let found = match found {
+                Err(CublasError(lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(false),
+                found => said(found, &what)?,
+            };
+            let computed = cublaslt::result::matmul(
+                handle.0,
+                description.0,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                pointer(p.b.address),
+                b.0,
+                pointer(p.a.address),
+                a.0,
+                pointer(p.c),
+                c.0,
+                pointer(p.c),
+                c.0,
+                &raw const found.algo,
+                self.blas.workspace.device_ptr(&stream).0 as *mut c_void,
+                WORKSPACE,
+                stream.cu_stream() as *mut _,
+            );
+            said(computed, &what)?;
+        }
+        Ok(true)
+    }
+}
+
+/// The largest power of two up to 256 that an address is a multiple of.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
+/// A product's description, to the end of its scope.
+struct Description(lt::cublasLtMatmulDesc_t);
+
+impl Description {
+    fn new(compute: lt::cublasComputeType_t) -> std::result::Result<Self, CublasError> {
+        cublaslt::result::create_matmul_desc(compute, lt::cudaDataType::CUDA_R_32F).map(Self)
+    }
+
+    fn set<T>(&self, attribute: lt::cublasLtMatmulDescAttributes_t, value: &T) -> std::result::Result<(), CublasError> {
+        let value = std::ptr::from_ref(value).cast();
+        // SAFETY: the value is read now, and has the attribute's size, which the library checks.
+        unsafe { cublaslt::result::set_matmul_desc_attribute(self.0, attribute, value, size_of::<T>()) }
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // SAFETY: it was created, and is destroyed once. There is nobody to tell of an error.
+        let _ = unsafe { cublaslt::result::destroy_matmul_desc(self.0) };
+    }
+}
+
+/// A matrix's layout, to the end of its scope.
+struct Layout(lt::cublasLtMatrixLayout_t);
+
+impl Layout {
+    /// Of `height` rows of `width` elements, which are columns to the library.
+    fn new(kind: lt::cudaDataType, width: usize, height: usize) -> std::result::Result<Self, CublasError> {
+        cublaslt::result::create_matrix_layout(kind, width as u64, height as u64, width as i64).map(Self)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: it was created, and is destroyed once. There is nobody to tell of an error.
+        let _ = unsafe { cublaslt::result::destroy_matrix_layout(self.0) };
+    }
+}
+
+/// What is asked of an algorithm, to the end of its scope.
+struct Preference(lt::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new() -> std::result::Result<Self, CublasError> {
+        cublaslt::result::create_matmul_pref().map(Self)
+    }
+
+    fn set<T>(
+        &self,
+        attribute: lt::cublasLtMatmulPreferenceAttributes_t,
+        value: &T,
+    ) -> std::result::Result<(), CublasError> {
+        let value = std::ptr::from_ref(value).cast();
+        // SAFETY: the value is read now, and has the attribute's size, which the library checks.
+        unsafe { cublaslt::result::set_matmul_pref_attribute(self.0, attribute, value, size_of::<T>()) }
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: it was created, and is destroyed once. There is nobody to tell of an error.
+        let _ = unsafe { cublaslt::result::destroy_matmul_pref(self.0) };
+    }
+}
