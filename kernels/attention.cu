@@ -28,6 +28,7 @@ constexpr int QUERY_KEYS = 32;            // the second pass's keys in shared me
 constexpr int THREADS = D <= 64 ? 256 : 128; // most of a block
 constexpr int MIN_BLOCKS = D <= 64 ? 2 : 1;  // 128 registers a thread, for 16 warps on an SM
 constexpr u32 ALL = 0xffffffff;
+constexpr float LOG2E = 1.4426950408889634f;
 
 __device__ inline float quad_sum(float x) {
     x += __shfl_xor_sync(ALL, x, 1);

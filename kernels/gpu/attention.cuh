@@ -1,15 +1,9 @@
 // What both attention sources share: which head of which sequence a block works on, and the dots.
 
-
 // Each dtype and head dimension is a module of its own, so that only those in use are compiled. A
 // module's head dimension is what registers and shared memory are made for; a lesser one is filled with
 // zeros.
-#ifndef HEAD_DIM
-#define ELEMENT float
-#define HEAD_DIM 64
-#endif
 constexpr int D = HEAD_DIM;
-constexpr float LOG2E = 1.4426950408889634f;
 
 __device__ inline float minus_infinity() { return __uint_as_float(0xff800000); }
 
