@@ -355,18 +355,21 @@ mod tests {
         Ok(())
     }
 
-    /// Scores so far apart that most probabilities vanish, and that would overflow without the maximum.
+    /// Scores so far apart that most probabilities vanish, and sums that overflow without their maximum: scores of
+    /// both signs, and all below zero, where the rows past a sequence's end would have the largest.
     fn large_scores(case: &Case<impl Blas>) -> Result<()> {
-        let packing = packing(&[70]);
-        let input = |stream| case.inputs(&(tensor(stream, &[70, 64]) * 100.0)?);
-        let (q, k, v) = (input(1)?, input(2)?, input(3)?);
-        let device = [&q.device, &k.device, &v.device];
-        let (out, lse) = forward(case.gpu, device, &packing, 1, 1.0, None)?;
-        let (want, _) = attention::forward(&q.host, &k.host, &v.host, &packing, 1, 1.0, None)?;
-        case.close("out", &out, &want, 1.0 / 16.0); // rounding a score changes much
-        let (dq, dk, dv) = backward(case.gpu, device, &out, &lse, &out, &packing, 1, 1.0, None)?;
-        for gradient in [dq, dk, dv] {
-            assert!(values(&gradient.to_dtype(DType::F32)?).iter().all(|x| x.is_finite()));
+        let packing = packing(&[70, 150]);
+        let large = |stream| tensor(stream, &[220, 64]) * 100.0;
+        for (q, k) in [(large(1)?, large(2)?), (large(1)?.abs()?, large(2)?.abs()?.neg()?)] {
+            let (q, k, v) = (case.inputs(&q)?, case.inputs(&k)?, case.inputs(&large(3)?)?);
+            let device = [&q.device, &k.device, &v.device];
+            let (out, lse) = forward(case.gpu, device, &packing, 1, 1.0, None)?;
+            let (want, _) = attention::forward(&q.host, &k.host, &v.host, &packing, 1, 1.0, None)?;
+            case.close("out", &out, &want, 1.0 / 16.0); // rounding a score changes much
+            let (dq, dk, dv) = backward(case.gpu, device, &out, &lse, &out, &packing, 1, 1.0, None)?;
+            for gradient in [dq, dk, dv] {
+                assert!(values(&gradient.to_dtype(DType::F32)?).iter().all(|x| x.is_finite()));
+            }
         }
         Ok(())
     }
