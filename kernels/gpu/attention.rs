@@ -87,7 +87,8 @@ impl Plan {
     }
 }
 
-/// The blocks' sequences and tiles, `[blocks, 2]`: the longest sequences first, whose blocks take longest.
+/// Each block's sequence, tile of it, and the sequence's first row and end, `[blocks, 4]`: the longest sequences first,
+/// whose blocks take longest.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiles {
     table: Tensor,
@@ -106,12 +107,13 @@ impl Tiles {
         let mut table = Vec::new();
         let mut of_several = 0;
         for i in order {
-            let count = packing.rows(i).len().div_ceil(tile);
-            table.extend((0..count as u32).flat_map(|tile| [i as u32, tile]));
+            let rows = packing.rows(i);
+            let count = rows.len().div_ceil(tile);
+            table.extend((0..count).flat_map(|tile| [i, tile, rows.start, rows.end]).map(|x| x as u32));
             of_several += if count > 1 { count } else { 0 };
         }
-        let blocks = table.len() / 2;
-        Ok(Self { table: Tensor::from_vec(table, (blocks, 2), device)?, blocks, of_several })
+        let blocks = table.len() / 4;
+        Ok(Self { table: Tensor::from_vec(table, (blocks, 4), device)?, blocks, of_several })
     }
 }
 
