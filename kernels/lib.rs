@@ -39,6 +39,7 @@ mod simd;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod view;
 
 pub mod adamw;
 pub mod attention;
@@ -55,9 +56,10 @@ pub mod tanh;
 pub mod threads;
 
 pub use add::add;
-pub use buffer::{Buffer, View, ViewMut};
+pub use buffer::Buffer;
 pub use candle_core::{DType, Device, Error, Result, Tensor};
 pub use device::{allow_tf32, cuda_device, set_kernel_cache};
 pub use dropout::Dropout;
 pub use linear::Grad;
 pub use packing::Packing;
+pub use view::{View, ViewMut};

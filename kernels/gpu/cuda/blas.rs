@@ -181,7 +181,10 @@ impl Blas for Cuda {
             let found =
                 cublaslt::result::get_matmul_algo_heuristic(handle.0, description.0, b.0, a.0, c.0, c.0, preference.0);
             let found = match found {
-                Err(CublasError(lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(false),
+                // Rows of an odd number of bf16, for one: no algorithm is for their alignment.
+                Err(CublasError(
+                    lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | lt::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
+                )) => return Ok(false),
                 found => said(found, &what)?,
             };
             let computed = cublaslt::result::matmul(

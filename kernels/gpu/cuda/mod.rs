@@ -53,7 +53,6 @@ const OLDEST: (i32, i32) = (8, 0);
 
 /// Opens GPU `ordinal`, on one stream.
 pub(crate) fn device(ordinal: usize) -> Result<Device> {
-    // SAFETY: the driver takes any number, and writes one.
     let count = driver(result::init().and_then(|()| result::device::get_count()), "looking for GPUs")?;
     if ordinal >= count as usize {
         bail!("CUDA device {ordinal} was asked for, but there are {count}");
