@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     float exponent = fmaf(p[j][i], to_exponent, -LOG2E * (i % 2 ? lse.y : lse.x));
                     float e = key + i / 2 * 8 < keys ? exp2_fast(exponent) : 0.0f;
                     float factor = kept >> (4 * j + i) & 1 ? mask.scale : 0.0f;
-                    ds[j][i] = e * fmaf(ds[j][i], factor, -(i % 2 ? dot.y : dot.x));
+                    ds[j][i] = e * (__fmul_rn(ds[j][i], factor) - (i % 2 ? dot.y : dot.x));
                     p[j][i] = e * factor;
                 }
             }
@@ -287,7 +287,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 }
 KERNEL(backward_keys)
 
-// dq of a tile of queries, for sequences of more keys than a tile.
+// dq of a tile of queries, for sequences of more keys than a tile: by the sums of the pass over keys in their order,
+// so that the bits are the same for any tile.
 //
 // Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
@@ -349,7 +350,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
             for (int j = 0; j < QUERY_KEYS / 8; j++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) ds[j][i] *= mask.factor(element[i / 2] + key + 8 * j + i % 2);
+                for (int i = 0; i < 4; i++)
+                    ds[j][i] = __fmul_rn(ds[j][i], mask.factor(element[i / 2] + key + 8 * j + i % 2));
         }
 #pragma unroll
         for (int j = 0; j < QUERY_KEYS / 8; j++)

@@ -277,7 +277,7 @@ mod tests {
 
     const DROPOUT: Dropout = Dropout { probability: 0.2, seed: 9, step: 8, site: 7 };
 
-    gpu_tests!(ragged_lengths, first_tokens, head_dimensions, large_scores);
+    gpu_tests!(ragged_lengths, first_tokens, head_dimensions, a_sequence_sees_nothing_of_its_batch, large_scores);
 
     /// Forward and backward as on the CPU, of `heads` heads of `head_dim`.
     ///
@@ -354,6 +354,23 @@ mod tests {
             "{error}"
         );
         assert!(compare(case, &[3], (1, 264), false, None).is_err());
+        Ok(())
+    }
+
+    /// The same example alone and between shorter ones: the same bits, though tiles are of 128 and of 32.
+    fn a_sequence_sees_nothing_of_its_batch(case: &Case<impl Blas>) -> Result<()> {
+        let run = |packing: Packing, start: usize| {
+            let input = |stream| case.inputs(&tensor(stream, &[200, 64]).narrow(0, 10 - start, packing.tokens())?);
+            let (q, k, v, dout) = (input(1)?, input(2)?, input(3)?, input(4)?);
+            let (device, dropout) = ([&q.device, &k.device, &v.device], Some(&DROPOUT));
+            let (out, lse) = forward(case.gpu, device, &packing, 1, 0.125, dropout)?;
+            let (dq, dk, dv) = backward(case.gpu, device, &out, &lse, &dout.device, &packing, 1, 0.125, dropout)?;
+            let cut = |x: Tensor| Ok(values(&x.to_dtype(DType::F32)?.narrow(0, start, 130)?));
+            [out, dq, dk, dv].into_iter().map(cut).collect::<Result<Vec<_>>>()
+        };
+        let alone = run(Packing::new(vec![0, 130], vec![77])?, 0)?;
+        let between = run(Packing::new(vec![0, 10, 140, 141, 142, 143, 144], vec![5, 77, 1, 2, 3, 4])?, 10)?;
+        assert_eq!(alone, between);
         Ok(())
     }
 
