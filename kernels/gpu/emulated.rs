@@ -98,8 +98,8 @@ impl Gpu for Emulator {
         };
         let kinds: Vec<u8> = args.iter().map(kind).chain([0]).collect();
         let args: Vec<*const c_void> = args.iter().map(Arg::as_ptr).collect();
-        // SAFETY: it reads 7 numbers, the kinds up to their zero, and as many arguments as there are kinds where they are
-        // the kernel's; whoever launches promises that pointers are to memory of the kernel's sizes.
+        // SAFETY: it reads 7 numbers, the kinds up to their zero, and as many arguments as there are kinds, where they
+        // are the kernel's; whoever launches promises that pointers are to memory of the kernel's sizes.
         let error = unsafe { entry(launch.as_ptr(), kinds.as_ptr().cast(), args.as_ptr()) };
         if error.is_null() {
             return Ok(());
@@ -120,12 +120,6 @@ impl Element for f32 {
 }
 impl Element for bf16 {
     const POISON: bf16 = bf16::from_bits(u16::MAX);
-}
-impl Element for u32 {
-    const POISON: u32 = u32::MAX;
-}
-impl Element for u64 {
-    const POISON: u64 = u64::MAX;
 }
 
 /// Device memory between guards: what a kernel reads outside is NaN, and that it wrote there is found
