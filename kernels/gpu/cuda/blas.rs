@@ -1,7 +1,7 @@
 //! Matrix products by cuBLAS, and by cuBLASLt where a bias rides on them. Sums are f32, and so are the
 //! partial sums of products that are split.
 use super::{Arg, Cuda, driver, lock};
-use crate::gpu::linear::{Blas, Matrix, Product};
+use crate::gpu::linear::{Blas, ColumnMajor, Factor, Product};
 use candle_core::{CudaDevice, DType, Result};
 use cudarc::{
     cublas::{self, sys::cublasComputeType_t as Compute, sys::cublasOperation_t as Operation},
@@ -71,15 +71,8 @@ fn pointer(arg: Arg) -> *mut c_void {
     }
 }
 
-/// Rows of a row-major matrix are its columns to the libraries: they compute cᵀ `[n, m]` = bᵀ·aᵀ. So b is
-/// their first factor, and what is transposed here is so there.
-fn operation(matrix: Matrix) -> Operation {
-    if matrix.transposed { Operation::CUBLAS_OP_T } else { Operation::CUBLAS_OP_N }
-}
-
-/// The length of a matrix's rows as they lie in memory, for a factor of `[rows, columns]`.
-fn row(matrix: Matrix, rows: usize, columns: usize) -> usize {
-    if matrix.transposed { rows } else { columns }
+fn operation(factor: Factor) -> Operation {
+    if factor.transposed { Operation::CUBLAS_OP_T } else { Operation::CUBLAS_OP_N }
 }
 
 fn describe(p: &Product) -> String {
@@ -100,27 +93,28 @@ impl Blas for Cuda {
         };
         let context = self.device.cuda_stream().context().clone();
         driver(context.bind_to_thread(), "cuBLAS")?;
+        let ColumnMajor { m, n, k, first, second, ldc } = p.column_major();
         // SAFETY: the matrices lie in live memory of these sizes; alpha and beta are the host's.
         said(
             unsafe {
                 cublas::result::gemm_ex(
                     *self.blas.blas.handle(),
-                    operation(p.b),
-                    operation(p.a),
-                    size(p.n)?,
-                    size(p.m)?,
-                    size(p.k)?,
+                    operation(first),
+                    operation(second),
+                    size(m)?,
+                    size(n)?,
+                    size(k)?,
                     (&raw const alpha).cast(),
-                    pointer(p.b.address),
+                    pointer(first.address),
                     kind(p.dtype),
-                    size(row(p.b, p.k, p.n))?,
-                    pointer(p.a.address),
+                    size(first.ld)?,
+                    pointer(second.address),
                     kind(p.dtype),
-                    size(row(p.a, p.m, p.k))?,
+                    size(second.ld)?,
                     (&raw const beta).cast(),
                     pointer(p.c),
                     kind(p.c_dtype),
-                    size(p.n)?,
+                    size(ldc)?,
                     compute,
                     cublas::sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
                 )
@@ -144,19 +138,17 @@ impl Blas for Cuda {
 
         use lt::cublasLtMatmulDescAttributes_t as Set;
         let description = said(Description::new(compute), &what)?;
-        let (first, second): (i32, i32) = (p.b.transposed.into(), p.a.transposed.into()); // 1 is CUBLAS_OP_T
+        let ColumnMajor { m, n, first, second, ldc, .. } = p.column_major();
+        let transposed = [first, second].map(|factor| i32::from(factor.transposed)); // 1 is CUBLAS_OP_T
         let epilogue = lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
         let bias_address = pointer(bias) as u64;
-        said(description.set(Set::CUBLASLT_MATMUL_DESC_TRANSA, &first), &what)?;
-        said(description.set(Set::CUBLASLT_MATMUL_DESC_TRANSB, &second), &what)?;
+        said(description.set(Set::CUBLASLT_MATMUL_DESC_TRANSA, &transposed[0]), &what)?;
+        said(description.set(Set::CUBLASLT_MATMUL_DESC_TRANSB, &transposed[1]), &what)?;
         said(description.set(Set::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue), &what)?;
         said(description.set(Set::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_address), &what)?;
-        let layout = |matrix: Matrix, rows: usize, columns: usize| {
-            let [height, width] = if matrix.transposed { [columns, rows] } else { [rows, columns] };
-            Layout::new(kind(p.dtype), width, height)
-        };
-        let (a, b) = (said(layout(p.a, p.m, p.k), &what)?, said(layout(p.b, p.k, p.n), &what)?);
-        let c = said(Layout::new(kind(p.c_dtype), p.n, p.m), &what)?;
+        let layout = |factor: Factor| Layout::new(kind(p.dtype), factor.rows, factor.columns, factor.ld);
+        let (a, b) = (said(layout(first), &what)?, said(layout(second), &what)?);
+        let c = said(Layout::new(kind(p.c_dtype), m, n, ldc), &what)?;
 
         use lt::cublasLtMatmulPreferenceAttributes_t as Prefer;
         let preference = said(Preference::new(), &what)?;
@@ -165,8 +157,8 @@ impl Blas for Cuda {
         said(preference.set(Prefer::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE), &what)?;
         said(preference.set(Prefer::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction), &what)?;
         for (attribute, address) in [
-            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, pointer(p.b.address) as u64),
-            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, pointer(p.a.address) as u64),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, pointer(first.address) as u64),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, pointer(second.address) as u64),
             (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, pointer(p.c) as u64),
             // The epilogue reads the bias as it writes the output.
             (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, pointer(p.c) as u64 | bias_address),
@@ -192,10 +184,10 @@ impl Blas for Cuda {
                 description.0,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
-                pointer(p.b.address),
-                b.0,
-                pointer(p.a.address),
+                pointer(first.address),
                 a.0,
+                pointer(second.address),
+                b.0,
                 pointer(p.c),
                 c.0,
                 pointer(p.c),
@@ -242,9 +234,8 @@ impl Drop for Description {
 struct Layout(lt::cublasLtMatrixLayout_t);
 
 impl Layout {
-    /// Of `height` rows of `width` elements, which are columns to the library.
-    fn new(kind: lt::cudaDataType, width: usize, height: usize) -> std::result::Result<Self, CublasError> {
-        cublaslt::result::create_matrix_layout(kind, width as u64, height as u64, width as i64).map(Self)
+    fn new(kind: lt::cudaDataType, rows: usize, columns: usize, ld: usize) -> std::result::Result<Self, CublasError> {
+        cublaslt::result::create_matrix_layout(kind, rows as u64, columns as u64, ld as i64).map(Self)
     }
 }
 
