@@ -46,7 +46,7 @@ __device__ inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 // at most 2 · KEYS. Here and below, tile = threads / 2: a warp has 16 rows.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, u32 key_rows, const u32* offsets,
-            const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
+            const u64* example_ids, const uint4* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
             u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -161,7 +161,7 @@ KERNEL(dots)
 // Shared memory: k, v [tile, D], q, dout [2][QUERIES, D], ds [tile, QUERIES], lse, dots [2][QUERIES].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_keys(bf16* dq, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
-                       const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles,
+                       const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint4* tiles,
                        u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
                        float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     float exponent = fmaf(p[j][i], to_exponent, -LOG2E * (i % 2 ? lse.y : lse.x));
                     float e = key + i / 2 * 8 < keys ? exp2_fast(exponent) : 0.0f;
                     float factor = kept >> (4 * j + i) & 1 ? mask.scale : 0.0f;
-                    ds[j][i] = e * fmaf(ds[j][i], factor, -(i % 2 ? dot.y : dot.x));
+                    ds[j][i] = e * (__fmul_rn(ds[j][i], factor) - (i % 2 ? dot.y : dot.x));
                     p[j][i] = e * factor;
                 }
             }
@@ -287,12 +287,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 }
 KERNEL(backward_keys)
 
-// dq of a tile of queries, for sequences of more keys than a tile.
+// dq of a tile of queries, for sequences of more keys than a tile: by the sums of the pass over keys in their order,
+// so that the bits are the same for any tile.
 //
 // Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                          const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts,
+                          const float* dots, const u32* offsets, const u64* example_ids, const uint4* tiles, u32 firsts,
                           u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -349,7 +350,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
             for (int j = 0; j < QUERY_KEYS / 8; j++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) ds[j][i] *= mask.factor(element[i / 2] + key + 8 * j + i % 2);
+                for (int i = 0; i < 4; i++)
+                    ds[j][i] = __fmul_rn(ds[j][i], mask.factor(element[i / 2] + key + 8 * j + i % 2));
         }
 #pragma unroll
         for (int j = 0; j < QUERY_KEYS / 8; j++)

@@ -76,7 +76,7 @@ __device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int c
 // Shared memory: q and k or v [TILE, PITCH], probabilities [TILE, SCORES].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     forward(T* out, float* lse, const T* q, const T* k, const T* v, const u32* offsets, const u64* example_ids,
-            const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
+            const uint4* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
             float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -180,7 +180,7 @@ struct Backward {
 // Shared memory, here and in the next: q, dout, k, v [TILE, PITCH], p, ds [TILE, SCORES].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                  const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim,
+                  const u32* offsets, const u64* example_ids, const uint4* tiles, u32 firsts, u32 rows, int head_dim,
                   float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
@@ -209,7 +209,7 @@ KERNEL(backward_keys)
 // dq of a tile of queries.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                     const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim,
+                     const u32* offsets, const u64* example_ids, const uint4* tiles, u32 firsts, u32 rows, int head_dim,
                      float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);

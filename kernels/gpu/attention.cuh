@@ -7,8 +7,8 @@ constexpr int D = HEAD_DIM;
 
 __device__ inline float minus_infinity() { return __uint_as_float(0xff800000); }
 
-// blockIdx.y is the head; blockIdx.x the entry (sequence, tile) in `tiles`, or where there is no table
-// the sequence, whose first tile it is: then only first tokens ask.
+// blockIdx.y is the head; blockIdx.x the entry (sequence, tile, first row, end) in `tiles`, or where there is no
+// table the sequence, whose first tile it is: then only first tokens ask.
 struct Task {
     u32 sequence, tile, head, hidden, column; // this head's columns begin there
     int queries, keys;                        // of the whole sequence
@@ -16,10 +16,12 @@ struct Task {
     u32 rows;                                 // of q
 
     // `firsts`: q has one row a sequence.
-    __device__ Task(const u32* offsets, const uint2* tiles, bool firsts, u32 rows, int head_dim)
-        : sequence(tiles ? tiles[blockIdx.x].x : blockIdx.x), tile(tiles ? tiles[blockIdx.x].y : 0), head(blockIdx.y),
-          hidden(gridDim.y * head_dim), column(head * head_dim), first_key(offsets[sequence]), rows(rows) {
-        keys = offsets[sequence + 1] - first_key;
+    __device__ Task(const u32* offsets, const uint4* tiles, bool firsts, u32 rows, int head_dim)
+        : head(blockIdx.y), hidden(gridDim.y * head_dim), column(head * head_dim), rows(rows) {
+        const u32 x = blockIdx.x;
+        const uint4 entry = tiles ? tiles[x] : make_uint4(x, 0, offsets[x], offsets[x + 1]);
+        sequence = entry.x, tile = entry.y, first_key = entry.z;
+        keys = entry.w - entry.z;
         queries = firsts ? 1 : keys;
         first_query = firsts ? sequence : first_key;
     }

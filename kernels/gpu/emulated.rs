@@ -43,7 +43,16 @@ fn library(module: &Module) -> Result<&'static Library> {
     std::fs::write(&source, module.text().as_bytes())?;
     // _longjmp between stacks is what fortified sources take for an error
     let compiled = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"])
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-march=native",
+            "-ffp-contract=off",
+            "-fno-strict-aliasing",
+            "-U_FORTIFY_SOURCE",
+            "-shared",
+            "-fPIC",
+        ])
         .args(["-Wall", "-Werror", "-Wno-unused", "-Wno-unknown-pragmas"])
         .arg("-I")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("emulator"))
