@@ -309,3 +309,28 @@ impl Drop for Preference {
         let _ = unsafe { cublaslt::result::destroy_matmul_pref(self.0) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Buffer, Result, allow_tf32, cuda_device, linear, testing::*};
+
+    /// Factors of TF32 have 11 bits: 2⁻¹¹ of each, and by chance less of a sum.
+    #[test]
+    fn tf32_is_where_it_is_allowed() -> Result<()> {
+        if cuda().is_none() {
+            return Ok(());
+        }
+        let device = cuda_device(0)?; // its own: other tests' products stay f32
+        let (x, w) = (tensor(1, &[256, 256]), buffer(1, 256 * 256));
+        let want = values(&linear::forward(&x, w.view(0..w.len()), None)?);
+        let (x, w) = (x.to_device(&device)?, Buffer::from_vec(all(&w), &device)?);
+        for (allow, bounds) in [(false, 0.0..1e-5), (true, 1e-5..2e-3), (false, 0.0..1e-5)] {
+            allow_tf32(&device, allow)?;
+            let got = values(&linear::forward(&x, w.view(0..w.len()), None)?);
+            let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let error = got.iter().zip(&want).map(|(g, w)| (g - w).abs() / largest).fold(0.0, f32::max);
+            assert!(bounds.contains(&error), "TF32 {allow}: off by {error:e}");
+        }
+        Ok(())
+    }
+}
