@@ -28,6 +28,7 @@ constexpr int QUERY_KEYS = 32;            // the second pass's keys in shared me
 constexpr int THREADS = D <= 64 ? 256 : 128; // most of a block
 constexpr int MIN_BLOCKS = D <= 64 ? 2 : 1;  // 128 registers a thread, for 16 warps on an SM
 constexpr u32 ALL = 0xffffffff;
+constexpr float LOG2E = 1.4426950408889634f;
 
 __device__ inline float quad_sum(float x) {
     x += __shfl_xor_sync(ALL, x, 1);
@@ -44,25 +45,23 @@ __device__ inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 // Shared memory: q [tile, D], k and v [key_rows, D]: as many as the longest sequence has, rounded up to 16, and
 // at most 2 · KEYS. Here and below, tile = threads / 2: a warp has 16 rows.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, u32 key_rows, const u32* offsets,
-            const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
-            u32 site, u32 threshold, float dropout_scale) {
+    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, u32 key_rows, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int keys = task.keys, tile = blockDim.x / 2, first = task.tile * tile, queries = min(task.queries - first, tile);
+    const int keys = task.keys, tile = blockDim.x / 2, first = task.tile * tile;
+    const int queries = min(task.queries - first, tile);
     const int warp_first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
     bf16 *q_tile = (bf16*)dynamic_shared(), *k_tiles = q_tile + tile * D, *v_tiles = k_tiles + key_rows * D;
-    out += task.query + (u64)first * hidden, q += task.query + (u64)first * hidden, k += task.key, v += task.key;
 
     auto load_keys = [&](int start, int stage) {
         int left = keys - start, count = min(KEYS, round_up(left, 16));
-        load(k_tiles + stage * KEYS * D, k + (u64)start * hidden, count, left, hidden, head_dim);
-        load(v_tiles + stage * KEYS * D, v + (u64)start * hidden, count, left, hidden, head_dim);
+        load(k_tiles + stage * KEYS * D, k + task.key(start), count, left, hidden, head_dim);
+        load(v_tiles + stage * KEYS * D, v + task.key(start), count, left, hidden, head_dim);
         cp_async_commit();
     };
-    load(q_tile, q, round_up(queries, 16), queries, hidden, head_dim);
+    load(q_tile, q + task.query(first), round_up(queries, 16), queries, hidden, head_dim);
     load_keys(0, 0);
 
     u32 q_operand[D / 16][4];
@@ -142,11 +141,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     float upper = quad_sum(sum[0]), lower = quad_sum(sum[1]);
     if (lane % 4 == 0) {
         int row = warp_first + lane / 4;
-        lse += task.lse + first + row;
+        lse += task.lse() + first + row;
         if (row < queries) lse[0] = greatest[0] * scale + logf(upper);
         if (row + 8 < queries) lse[8] = greatest[1] * scale + logf(lower);
     }
-    store(out, o, 1.0f / upper, 1.0f / lower, q_tile, warp_first, queries, hidden, head_dim, lane);
+    store(out + task.query(first), o, 1.0f / upper, 1.0f / lower, q_tile, warp_first, queries, hidden, head_dim, lane);
 }
 KERNEL(forward)
 
@@ -161,32 +160,28 @@ KERNEL(dots)
 // Shared memory: k, v [tile, D], q, dout [2][QUERIES, D], ds [tile, QUERIES], lse, dots [2][QUERIES].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_keys(bf16* dq, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
-                       const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles,
-                       u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
-                       float dropout_scale) {
+                       const float* lse, const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int tile = blockDim.x / 2, first = task.tile * tile, keys = min(task.keys - first, tile), queries = task.queries;
+    const int tile = blockDim.x / 2, first = task.tile * tile, keys = min(task.keys - first, tile);
+    const int queries = task.queries;
     const int warp = threadIdx.x / 32, warp_first = 16 * warp, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
     bf16 *k_tile = (bf16*)dynamic_shared(), *v_tile = k_tile + tile * D, *q_tiles = v_tile + tile * D,
          *dout_tiles = q_tiles + 2 * QUERIES * D, *ds_tile = dout_tiles + 2 * QUERIES * D;
     float *lse_tiles = (float*)(ds_tile + tile * QUERIES), *dots_tiles = lse_tiles + 2 * QUERIES;
-    q += task.query, dout += task.query, lse += task.lse, dots += task.lse, dq += task.query;
-    k += task.key + (u64)first * hidden, v += task.key + (u64)first * hidden;
-    dk += task.key + (u64)first * hidden, dv += task.key + (u64)first * hidden;
 
     auto load_queries = [&](int start, int stage) {
         int left = queries - start;
-        load(q_tiles + stage * QUERIES * D, q + (u64)start * hidden, QUERIES, left, hidden, head_dim);
-        load(dout_tiles + stage * QUERIES * D, dout + (u64)start * hidden, QUERIES, left, hidden, head_dim);
-        load(lse_tiles + stage * QUERIES, lse + start, QUERIES, left);
-        load(dots_tiles + stage * QUERIES, dots + start, QUERIES, left);
+        load(q_tiles + stage * QUERIES * D, q + task.query(start), QUERIES, left, hidden, head_dim);
+        load(dout_tiles + stage * QUERIES * D, dout + task.query(start), QUERIES, left, hidden, head_dim);
+        load(lse_tiles + stage * QUERIES, lse + task.lse() + start, QUERIES, left);
+        load(dots_tiles + stage * QUERIES, dots + task.lse() + start, QUERIES, left);
         cp_async_commit();
     };
-    load(k_tile, k, round_up(keys, 16), keys, hidden, head_dim);
-    load(v_tile, v, round_up(keys, 16), keys, hidden, head_dim);
+    load(k_tile, k + task.key(first), round_up(keys, 16), keys, hidden, head_dim);
+    load(v_tile, v + task.key(first), round_up(keys, 16), keys, hidden, head_dim);
     load_queries(0, 0);
 
     const bool works = warp_first < keys;
@@ -236,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     float exponent = fmaf(p[j][i], to_exponent, -LOG2E * (i % 2 ? lse.y : lse.x));
                     float e = key + i / 2 * 8 < keys ? exp2_fast(exponent) : 0.0f;
                     float factor = kept >> (4 * j + i) & 1 ? mask.scale : 0.0f;
-                    ds[j][i] = e * fmaf(ds[j][i], factor, -(i % 2 ? dot.y : dot.x));
+                    ds[j][i] = e * (__fmul_rn(ds[j][i], factor) - (i % 2 ? dot.y : dot.x));
                     p[j][i] = e * factor;
                 }
             }
@@ -254,9 +249,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 }
                 if (task.keys <= tile) { // a result's four parts lie in the operand's order
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        *(u32*)(at<QUERIES>(ds_tile, warp_first + lane / 4 + i % 2 * 8, 2 * n + i / 2) + 2 * (lane % 4)) =
-                            ds_operand[i];
+                    for (int i = 0; i < 4; i++) {
+                        bf16* pair = at<QUERIES>(ds_tile, warp_first + lane / 4 + i % 2 * 8, 2 * n + i / 2) + 2 * (lane % 4);
+                        *(u32*)pair = ds_operand[i];
+                    }
                 }
             }
         }
@@ -267,6 +263,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             int row = unit % (QUERIES / 16) * 16, chunk = unit / (QUERIES / 16) * 2;
             if (start + row >= queries) continue;
             float sum[2][4] = {};
+#pragma unroll 2
             for (int key = 0; key < keys; key += 16) {
                 u32 a[4], b[4];
                 load_a_transposed<QUERIES>(a, ds_tile, key, row / 8, lane);
@@ -277,25 +274,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             for (int i = 0; i < 4; i++) {
                 int query = start + row + lane / 4 + i % 2 * 8, column = 8 * (chunk + i / 2);
                 if (query < queries && column < head_dim)
-                    *(u32*)(dq + (u64)query * hidden + column + 2 * (lane % 4)) =
+                    *(u32*)(dq + task.query(query) + column + 2 * (lane % 4)) =
                         pack_bf16(sum[i / 2][i % 2 * 2] * scale, sum[i / 2][i % 2 * 2 + 1] * scale);
             }
         }
     }
     __syncthreads(); // the tiles are used for the results
     if (!works) return;
-    store(dk, dk_sum, scale, scale, k_tile, warp_first, keys, hidden, head_dim, lane);
-    store(dv, dv_sum, 1.0f, 1.0f, v_tile, warp_first, keys, hidden, head_dim, lane);
+    store(dk + task.key(first), dk_sum, scale, scale, k_tile, warp_first, keys, hidden, head_dim, lane);
+    store(dv + task.key(first), dv_sum, 1.0f, 1.0f, v_tile, warp_first, keys, hidden, head_dim, lane);
 }
 KERNEL(backward_keys)
 
-// dq of a tile of queries, for sequences of more keys than a tile.
+// dq of a tile of queries, for sequences of more keys than a tile: by the sums of the pass over keys in their order,
+// so that the bits are the same for any tile.
 //
 // Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                          const float* dots, const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts,
-                          u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+                          const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
@@ -305,16 +302,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (keys <= tile) return; // the pass over keys made it
     bf16 *q_tile = (bf16*)dynamic_shared(), *dout_tile = q_tile + tile * D, *k_tiles = dout_tile + tile * D,
          *v_tiles = k_tiles + 2 * QUERY_KEYS * D;
-    q += task.query + (u64)first * hidden, dout += task.query + (u64)first * hidden, dq += task.query + (u64)first * hidden;
-    k += task.key, v += task.key;
 
     auto load_keys = [&](int start, int stage) {
-        load(k_tiles + stage * QUERY_KEYS * D, k + (u64)start * hidden, QUERY_KEYS, keys - start, hidden, head_dim);
-        load(v_tiles + stage * QUERY_KEYS * D, v + (u64)start * hidden, QUERY_KEYS, keys - start, hidden, head_dim);
+        load(k_tiles + stage * QUERY_KEYS * D, k + task.key(start), QUERY_KEYS, keys - start, hidden, head_dim);
+        load(v_tiles + stage * QUERY_KEYS * D, v + task.key(start), QUERY_KEYS, keys - start, hidden, head_dim);
         cp_async_commit();
     };
-    load(q_tile, q, round_up(queries, 16), queries, hidden, head_dim);
-    load(dout_tile, dout, round_up(queries, 16), queries, hidden, head_dim);
+    load(q_tile, q + task.query(first), round_up(queries, 16), queries, hidden, head_dim);
+    load(dout_tile, dout + task.query(first), round_up(queries, 16), queries, hidden, head_dim);
     load_keys(0, 0);
 
     float row_lse[2] = {}, row_dot[2] = {}, dq_sum[D / 8][4] = {};
@@ -322,7 +317,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = warp_first + lane / 4 + 8 * half;
-        if (row < queries) row_lse[half] = lse[task.lse + first + row], row_dot[half] = dots[task.lse + first + row];
+        u32 at = task.lse() + first + row;
+        if (row < queries) row_lse[half] = lse[at], row_dot[half] = dots[at];
         element[half] = task.element(first + row);
     }
     for (int start = 0, stage = 0; start < keys; start += QUERY_KEYS, stage ^= 1) {
@@ -353,7 +349,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
             for (int j = 0; j < QUERY_KEYS / 8; j++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) ds[j][i] *= mask.factor(element[i / 2] + key + 8 * j + i % 2);
+                for (int i = 0; i < 4; i++)
+                    ds[j][i] = __fmul_rn(ds[j][i], mask.factor(element[i / 2] + key + 8 * j + i % 2));
         }
 #pragma unroll
         for (int j = 0; j < QUERY_KEYS / 8; j++)
@@ -374,6 +371,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             }
         }
     }
-    if (warp_first < queries) store(dq, dq_sum, scale, scale, q_tile, warp_first, queries, hidden, head_dim, lane);
+    if (warp_first >= queries) return;
+    store(dq + task.query(first), dq_sum, scale, scale, q_tile, warp_first, queries, hidden, head_dim, lane);
 }
 KERNEL(backward_queries)

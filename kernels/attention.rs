@@ -3,7 +3,8 @@
 //! There is no padding and no mask: a sequence's tokens see one another and nothing else. Scores
 //! are made for a few queries at a time in a scratch that stays in cache, and only the logarithm
 //! of each softmax's sum is kept: backward makes the probabilities again from it (Dao et al. 2022).
-//! A task is one head of one sequence, on one thread.
+//! A task is one head of one sequence, on one thread; on a GPU, a tile of it, on one block
+//! (`attention.cu`: bf16 on the tensor cores; `attention_fma.cu`: f32).
 use crate::{
     Dropout, Packing, cpu,
     device::on_gpu,
@@ -29,7 +30,8 @@ thread_local! {
 /// dropped alike in both forms.
 ///
 /// # Errors
-/// Where shapes do not fit, the scale is not above 0 or the dropout probability is not in `[0, 1)`.
+/// Where shapes do not fit, the scale is not above 0 or the dropout probability is not in `[0, 1)`; on a
+/// GPU, where `head_dim` is not a multiple of 8 up to 256.
 pub fn forward(
     q: &Tensor,
     k: &Tensor,

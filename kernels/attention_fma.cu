@@ -64,7 +64,8 @@ __device__ inline void multiply(float (&c)[4][COLUMNS], const float* a, int a_ro
 }
 
 // A thread's part of 4 rows, of which the tile has `rows`.
-__device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int column, int rows, u32 hidden, int head_dim) {
+__device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int column, int rows, u32 hidden,
+                             int head_dim) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -74,24 +75,21 @@ __device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int c
 }
 
 // Shared memory: q and k or v [TILE, PITCH], probabilities [TILE, SCORES].
-extern "C" __global__ void __launch_bounds__(THREADS)
-    forward(T* out, float* lse, const T* q, const T* k, const T* v, const u32* offsets, const u64* example_ids,
-            const uint2* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
-            float dropout_scale) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    forward(T* out, float* lse, const T* q, const T* k, const T* v, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
     const int keys = task.keys, first = task.tile * TILE, queries = task.queries - first;
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16;
     float *q_tile = (float*)dynamic_shared(), *kv_tile = q_tile + TILE * PITCH, *p_tile = kv_tile + TILE * PITCH;
-    load(q_tile, q + task.query + (u64)first * hidden, queries, hidden, head_dim);
-    k += task.key, v += task.key;
+    load(q_tile, q + task.query(first), queries, hidden, head_dim);
 
     float o[4][COLUMNS] = {}, greatest[4], sum[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) greatest[i] = minus_infinity();
     for (int start = 0; start < keys; start += TILE) {
-        load(kv_tile, k + (u64)start * hidden, keys - start, hidden, head_dim);
+        load(kv_tile, k + task.key(start), keys - start, hidden, head_dim);
         __syncthreads();
         float s[4][SCORE_COLUMNS] = {};
         multiply_rows(s, q_tile + row * PITCH, kv_tile + column * PITCH);
@@ -119,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
         __syncthreads();
-        load(kv_tile, v + (u64)start * hidden, keys - start, hidden, head_dim);
+        load(kv_tile, v + task.key(start), keys - start, hidden, head_dim);
         __syncthreads();
         multiply(o, p_tile + row * SCORES, SCORES, 1, kv_tile + column);
         __syncthreads();
@@ -127,11 +125,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         for (int step = 8; step > 0; step /= 2) sum[i] += __shfl_xor_sync(0xffffffff, sum[i], step);
-        if (column == 0 && row + i < queries) lse[task.lse + first + row + i] = greatest[i] + logf(sum[i]);
+        if (column == 0 && row + i < queries) lse[task.lse() + first + row + i] = greatest[i] + logf(sum[i]);
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) o[i][j] /= sum[i];
     }
-    store(out + task.query + (u64)first * hidden, o, row, column, queries, hidden, head_dim);
+    store(out + task.query(first), o, row, column, queries, hidden, head_dim);
 }
 KERNEL(forward)
 
@@ -151,8 +149,8 @@ struct Backward {
     float *q, *dout, *k, *v, *p, *ds;
 
     __device__ Backward(const Task& task, const Mask& mask, const float* lse, const float* dots, float scale)
-        : task(task), mask(mask), lse(lse + task.lse), dots(dots + task.lse), scale(scale), row(threadIdx.x / 16 * 4),
-          column(threadIdx.x % 16), q((float*)dynamic_shared()), dout(q + TILE * PITCH), k(dout + TILE * PITCH),
+        : task(task), mask(mask), lse(lse + task.lse()), dots(dots + task.lse()), scale(scale),
+          row(threadIdx.x / 16 * 4), column(threadIdx.x % 16), q((float*)dynamic_shared()), dout(q + TILE * PITCH), k(dout + TILE * PITCH),
           v(k + TILE * PITCH), p(v + TILE * PITCH), ds(p + TILE * SCORES) {}
 
     // Queries past the end have zeros for q, dout, lse and dots: they give p = 1 and ds = 0, and add nothing.
@@ -179,22 +177,20 @@ struct Backward {
 // dk and dv of a tile of keys.
 //
 // Shared memory, here and in the next: q, dout, k, v [TILE, PITCH], p, ds [TILE, SCORES].
-extern "C" __global__ void __launch_bounds__(THREADS)
-    backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                  const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim,
-                  float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     Backward b(task, mask, lse, dots, scale);
     const u32 hidden = task.hidden;
     const int first = task.tile * TILE, keys = task.keys - first;
-    const u64 key = task.key + (u64)first * hidden;
+    const u64 key = task.key(first);
     load(b.k, k + key, keys, hidden, head_dim);
     load(b.v, v + key, keys, hidden, head_dim);
     float dk_sum[4][COLUMNS] = {}, dv_sum[4][COLUMNS] = {};
     for (int start = 0; start < task.queries; start += TILE) {
-        load(b.q, q + task.query + (u64)start * hidden, task.queries - start, hidden, head_dim);
-        load(b.dout, dout + task.query + (u64)start * hidden, task.queries - start, hidden, head_dim);
+        load(b.q, q + task.query(start), task.queries - start, hidden, head_dim);
+        load(b.dout, dout + task.query(start), task.queries - start, hidden, head_dim);
         __syncthreads();
         b.probabilities(start, first);
         __syncthreads();
@@ -208,22 +204,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 KERNEL(backward_keys)
 
 // dq of a tile of queries.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                     const u32* offsets, const u64* example_ids, const uint2* tiles, u32 firsts, u32 rows, int head_dim,
-                     float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     Backward b(task, mask, lse, dots, scale);
     const u32 hidden = task.hidden;
     const int first = task.tile * TILE, queries = task.queries - first;
-    const u64 query = task.query + (u64)first * hidden;
+    const u64 query = task.query(first);
     load(b.q, q + query, queries, hidden, head_dim);
     load(b.dout, dout + query, queries, hidden, head_dim);
     float dq_sum[4][COLUMNS] = {};
     for (int start = 0; start < task.keys; start += TILE) {
-        load(b.k, k + task.key + (u64)start * hidden, task.keys - start, hidden, head_dim);
-        load(b.v, v + task.key + (u64)start * hidden, task.keys - start, hidden, head_dim);
+        load(b.k, k + task.key(start), task.keys - start, hidden, head_dim);
+        load(b.v, v + task.key(start), task.keys - start, hidden, head_dim);
         __syncthreads();
         b.probabilities(first, start);
         __syncthreads();

@@ -2,6 +2,7 @@
 use crate::{
     lending::{Lendable, Lent},
     threads,
+    view::{Part, PartMut, View, ViewMut},
 };
 use candle_core::{Device, Result, bail};
 use rayon::prelude::*;
@@ -9,8 +10,6 @@ use std::ops::Range;
 
 #[cfg(feature = "cuda")]
 use crate::gpu::{self, cuda::Slice};
-
-static CPU: Device = Device::Cpu;
 
 /// Elements of one task.
 const CHUNK: usize = 32768;
@@ -29,41 +28,6 @@ enum Memory {
     /// The copy in bf16 is what products read; whoever writes the values writes it too.
     #[cfg(feature = "cuda")]
     Cuda { values: Slice<f32>, bf16: Option<Box<Slice<u16>>> },
-}
-
-/// A contiguous part of a [`Buffer`], to read: a parameter.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    part: Part<'a>,
-    device: &'a Device,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Part<'a> {
-    Host {
-        values: &'a [f32],
-        #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))] // nobody asks on the CPU
-        bf16: Option<&'a [u16]>,
-    },
-    #[cfg(feature = "cuda")]
-    Cuda { values: u64, bf16: Option<u64>, len: usize },
-}
-
-/// A contiguous part of a [`Buffer`], to write: a parameter's gradient.
-#[derive(Debug)]
-pub struct ViewMut<'a> {
-    part: PartMut<'a>,
-    device: &'a Device,
-}
-
-#[derive(Debug)]
-enum PartMut<'a> {
-    Host(&'a mut [f32]),
-    #[cfg(feature = "cuda")]
-    Cuda {
-        values: u64,
-        len: usize,
-    },
 }
 
 impl Default for Buffer {
@@ -343,120 +307,10 @@ fn no_memory(device: &Device) -> candle_core::Error {
     candle_core::Error::Msg(format!("a buffer was asked for on {device:?}: kernels run on the CPU and on CUDA only"))
 }
 
-#[cfg(feature = "cuda")]
-fn elsewhere(kernel: &str, name: &str, device: &Device) -> candle_core::Error {
-    candle_core::Error::Msg(format!("{kernel}: {name} is on {device:?}: needs the CPU, as the activations are"))
-}
-
 /// An f32 as bf16, its upper half: to nearest, ties to even.
 fn round(x: f32) -> u16 {
     let bits = x.to_bits();
     if x.is_nan() { 0x7fff } else { (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
-}
-
-impl<'a> View<'a> {
-    /// How many elements it spans.
-    pub fn len(&self) -> usize {
-        match self.part {
-            Part::Host { values, .. } => values.len(),
-            #[cfg(feature = "cuda")]
-            Part::Cuda { len, .. } => len,
-        }
-    }
-
-    /// Whether it spans no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Where it lies.
-    pub fn device(&self) -> &'a Device {
-        self.device
-    }
-
-    /// Its elements, for a kernel on the CPU.
-    ///
-    /// # Errors
-    /// Where it is on a GPU.
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-    pub(crate) fn host(&self, kernel: &str, name: &str) -> Result<&'a [f32]> {
-        match self.part {
-            Part::Host { values, .. } => Ok(values),
-            #[cfg(feature = "cuda")]
-            Part::Cuda { .. } => Err(elsewhere(kernel, name, self.device)),
-        }
-    }
-
-    /// Its first element, for a kernel on a GPU.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(crate) fn address(&self) -> u64 {
-        match self.part {
-            Part::Host { values, .. } => values.as_ptr() as u64,
-            #[cfg(feature = "cuda")]
-            Part::Cuda { values, .. } => values,
-        }
-    }
-
-    /// Its copy in bf16, where there is one.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(crate) fn bf16_address(&self) -> Option<u64> {
-        match self.part {
-            Part::Host { bf16, .. } => bf16.map(|bf16| bf16.as_ptr() as u64),
-            #[cfg(feature = "cuda")]
-            Part::Cuda { bf16, .. } => bf16,
-        }
-    }
-}
-
-impl<'a> From<&'a [f32]> for View<'a> {
-    /// A parameter on the CPU.
-    fn from(values: &'a [f32]) -> Self {
-        View { part: Part::Host { values, bf16: None }, device: &CPU }
-    }
-}
-
-impl<'a> ViewMut<'a> {
-    /// How many elements it spans.
-    pub fn len(&self) -> usize {
-        match &self.part {
-            PartMut::Host(values) => values.len(),
-            #[cfg(feature = "cuda")]
-            PartMut::Cuda { len, .. } => *len,
-        }
-    }
-
-    /// Whether it spans no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Where it lies.
-    pub fn device(&self) -> &'a Device {
-        self.device
-    }
-
-    /// Its elements, for a kernel on the CPU.
-    ///
-    /// # Errors
-    /// Where it is on a GPU.
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-    pub(crate) fn into_host(self, kernel: &str, name: &str) -> Result<&'a mut [f32]> {
-        match self.part {
-            PartMut::Host(values) => Ok(values),
-            #[cfg(feature = "cuda")]
-            PartMut::Cuda { .. } => Err(elsewhere(kernel, name, self.device)),
-        }
-    }
-
-    /// Its first element, for a kernel on a GPU.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(crate) fn address(&mut self) -> u64 {
-        match &mut self.part {
-            PartMut::Host(values) => values.as_mut_ptr() as u64,
-            #[cfg(feature = "cuda")]
-            PartMut::Cuda { values, .. } => *values,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ mod simd;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod view;
 
 pub mod adamw;
 pub mod attention;
@@ -56,7 +57,7 @@ pub mod tanh;
 pub mod threads;
 
 pub use add::add;
-pub use buffer::{Buffer, View, ViewMut};
+pub use buffer::Buffer;
 pub use candle_core::{DType, Device, Error, Result, Tensor};
 pub use device::{allow_tf32, cuda_device, cuda_devices, cuda_memory, set_kernel_cache};
 pub use dropout::Dropout;
@@ -65,3 +66,4 @@ pub use gpu::cuda::OnGpu;
 pub use lending::{Lent, OnHost};
 pub use linear::Grad;
 pub use packing::Packing;
+pub use view::{View, ViewMut};

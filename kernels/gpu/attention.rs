@@ -4,7 +4,8 @@ use crate::{Dropout, Packing};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::HashMap;
 
-/// Keys that forward has in shared memory at a time, and backward's passes queries or keys: `attention.cu` has the same.
+/// Keys that forward has in shared memory at a time, and queries or keys that backward's passes have: `attention.cu`
+/// has the same.
 const FORWARD_KEYS: usize = 64;
 const BACKWARD_ROWS: usize = 32;
 
@@ -87,7 +88,8 @@ impl Plan {
     }
 }
 
-/// The blocks' sequences and tiles, `[blocks, 2]`: the longest sequences first, whose blocks take longest.
+/// Each block's sequence, tile of it, and the sequence's first row and end, `[blocks, 4]`: the longest sequences first,
+/// whose blocks take longest.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiles {
     table: Tensor,
@@ -106,12 +108,13 @@ impl Tiles {
         let mut table = Vec::new();
         let mut of_several = 0;
         for i in order {
-            let count = packing.rows(i).len().div_ceil(tile);
-            table.extend((0..count as u32).flat_map(|tile| [i as u32, tile]));
+            let rows = packing.rows(i);
+            let count = rows.len().div_ceil(tile);
+            table.extend((0..count).flat_map(|tile| [i, tile, rows.start, rows.end]).map(|x| x as u32));
             of_several += if count > 1 { count } else { 0 };
         }
-        let blocks = table.len() / 2;
-        Ok(Self { table: Tensor::from_vec(table, (blocks, 2), device)?, blocks, of_several })
+        let blocks = table.len() / 4;
+        Ok(Self { table: Tensor::from_vec(table, (blocks, 4), device)?, blocks, of_several })
     }
 }
 
@@ -275,7 +278,7 @@ mod tests {
 
     const DROPOUT: Dropout = Dropout { probability: 0.2, seed: 9, step: 8, site: 7 };
 
-    gpu_tests!(ragged_lengths, first_tokens, head_dimensions, large_scores);
+    gpu_tests!(ragged_lengths, first_tokens, head_dimensions, a_sequence_sees_nothing_of_its_batch, large_scores);
 
     /// Forward and backward as on the CPU, of `heads` heads of `head_dim`.
     ///
@@ -355,18 +358,38 @@ mod tests {
         Ok(())
     }
 
-    /// Scores so far apart that most probabilities vanish, and that would overflow without the maximum.
+    /// The same example alone and between shorter ones: the same bits, though tiles are of 128 and of 32.
+    fn a_sequence_sees_nothing_of_its_batch(case: &Case<impl Blas>) -> Result<()> {
+        let run = |packing: Packing, start: usize| {
+            let input = |stream| case.inputs(&tensor(stream, &[200, 64]).narrow(0, 10 - start, packing.tokens())?);
+            let (q, k, v, dout) = (input(1)?, input(2)?, input(3)?, input(4)?);
+            let (device, dropout) = ([&q.device, &k.device, &v.device], Some(&DROPOUT));
+            let (out, lse) = forward(case.gpu, device, &packing, 1, 0.125, dropout)?;
+            let (dq, dk, dv) = backward(case.gpu, device, &out, &lse, &dout.device, &packing, 1, 0.125, dropout)?;
+            let cut = |x: Tensor| Ok(values(&x.to_dtype(DType::F32)?.narrow(0, start, 130)?));
+            [out, dq, dk, dv].into_iter().map(cut).collect::<Result<Vec<_>>>()
+        };
+        let alone = run(Packing::new(vec![0, 130], vec![77])?, 0)?;
+        let between = run(Packing::new(vec![0, 10, 140, 141, 142, 143, 144], vec![5, 77, 1, 2, 3, 4])?, 10)?;
+        assert_eq!(alone, between);
+        Ok(())
+    }
+
+    /// Scores so far apart that most probabilities vanish, and sums that overflow without their maximum: scores of
+    /// both signs, and all below zero, where the rows past a sequence's end would have the largest.
     fn large_scores(case: &Case<impl Blas>) -> Result<()> {
-        let packing = packing(&[70]);
-        let input = |stream| case.inputs(&(tensor(stream, &[70, 64]) * 100.0)?);
-        let (q, k, v) = (input(1)?, input(2)?, input(3)?);
-        let device = [&q.device, &k.device, &v.device];
-        let (out, lse) = forward(case.gpu, device, &packing, 1, 1.0, None)?;
-        let (want, _) = attention::forward(&q.host, &k.host, &v.host, &packing, 1, 1.0, None)?;
-        case.close("out", &out, &want, 1.0 / 16.0); // rounding a score changes much
-        let (dq, dk, dv) = backward(case.gpu, device, &out, &lse, &out, &packing, 1, 1.0, None)?;
-        for gradient in [dq, dk, dv] {
-            assert!(values(&gradient.to_dtype(DType::F32)?).iter().all(|x| x.is_finite()));
+        let packing = packing(&[70, 150]);
+        let large = |stream| tensor(stream, &[220, 64]) * 100.0;
+        for (q, k) in [(large(1)?, large(2)?), (large(1)?.abs()?, large(2)?.abs()?.neg()?)] {
+            let (q, k, v) = (case.inputs(&q)?, case.inputs(&k)?, case.inputs(&large(3)?)?);
+            let device = [&q.device, &k.device, &v.device];
+            let (out, lse) = forward(case.gpu, device, &packing, 1, 1.0, None)?;
+            let (want, _) = attention::forward(&q.host, &k.host, &v.host, &packing, 1, 1.0, None)?;
+            case.close("out", &out, &want, 1.0 / 16.0); // rounding a score changes much
+            let (dq, dk, dv) = backward(case.gpu, device, &out, &lse, &out, &packing, 1, 1.0, None)?;
+            for gradient in [dq, dk, dv] {
+                assert!(values(&gradient.to_dtype(DType::F32)?).iter().all(|x| x.is_finite()));
+            }
         }
         Ok(())
     }

@@ -28,6 +28,50 @@ pub(crate) struct Product {
     pub add: bool,
 }
 
+/// A product as libraries take it, for which matrices lie column by column: the rows of row-major ones
+/// are their columns. They compute cᵀ `[m, n]` = bᵀ·aᵀ, so `first` is b.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ColumnMajor {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub first: Factor,
+    pub second: Factor,
+    /// Elements between c's columns.
+    pub ldc: usize,
+}
+
+/// A factor of a product as libraries take it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factor {
+    pub address: Arg,
+    /// Whether the library transposes it.
+    pub transposed: bool,
+    /// As it lies in memory, before that.
+    pub rows: usize,
+    pub columns: usize,
+    /// Elements between its columns.
+    pub ld: usize,
+}
+
+impl Product {
+    /// What a library is to be told.
+    pub fn column_major(&self) -> ColumnMajor {
+        let factor = |matrix: Matrix, height: usize, width: usize| {
+            let (height, width) = if matrix.transposed { (width, height) } else { (height, width) }; // as it lies
+            Factor { address: matrix.address, transposed: matrix.transposed, rows: width, columns: height, ld: width }
+        };
+        ColumnMajor {
+            m: self.n,
+            n: self.m,
+            k: self.k,
+            first: factor(self.b, self.k, self.n),
+            second: factor(self.a, self.m, self.k),
+            ldc: self.n,
+        }
+    }
+}
+
 /// A GPU with a library of matrix products.
 pub(crate) trait Blas: Gpu {
     /// Computes a product.
@@ -143,9 +187,10 @@ mod tests {
     use crate::{Buffer, Device, testing::*};
     use half::bf16;
 
-    /// The library's twin, element by element.
+    /// The library's twin, element by element, as the manual of cublasGemmEx defines it.
     impl Blas for Emulator {
         fn product(&self, p: &Product) -> Result<()> {
+            let ColumnMajor { m, n, k, first, second, ldc } = p.column_major();
             let address = |arg: Arg| if let Arg::Pointer(address) = arg { address } else { 0 };
             // SAFETY: the matrices have the product's sizes.
             let get = |at: u64, dtype: DType, i: usize| unsafe {
@@ -154,19 +199,24 @@ mod tests {
                     _ => (*(at as *const bf16).add(i)).to_f32(),
                 }
             };
-            let (a, b, c) = (address(p.a.address), address(p.b.address), address(p.c));
-            for i in 0..p.m {
-                for j in 0..p.n {
-                    let mut sum = if p.add { get(c, p.c_dtype, i * p.n + j) } else { 0.0 };
-                    for l in 0..p.k {
-                        let x = get(a, p.dtype, if p.a.transposed { l * p.m + i } else { i * p.k + l });
-                        sum += x * get(b, p.dtype, if p.b.transposed { j * p.k + l } else { l * p.n + j });
+            let factor = |factor: Factor, row: usize, column: usize| {
+                let (row, column) = if factor.transposed { (column, row) } else { (row, column) };
+                assert!(row < factor.rows && column < factor.columns && factor.rows <= factor.ld);
+                get(address(factor.address), p.dtype, row + column * factor.ld)
+            };
+            let c = address(p.c);
+            for i in 0..m {
+                for j in 0..n {
+                    let at = i + j * ldc;
+                    let mut sum = if p.add { get(c, p.c_dtype, at) } else { 0.0 };
+                    for l in 0..k {
+                        sum += factor(first, i, l) * factor(second, l, j);
                     }
                     // SAFETY: as above.
                     unsafe {
                         match p.c_dtype {
-                            DType::F32 => *(c as *mut f32).add(i * p.n + j) = sum,
-                            _ => *(c as *mut bf16).add(i * p.n + j) = bf16::from_f32(sum),
+                            DType::F32 => *(c as *mut f32).add(at) = sum,
+                            _ => *(c as *mut bf16).add(at) = bf16::from_f32(sum),
                         }
                     }
                 }
