@@ -34,7 +34,7 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
     ),
     ("nam = 1\n<HEAD><MODEL>", &[], &["1:1: unknown key `nam`: did you mean `name`?"]),
     ("<HEAD><MODEL>[trian]\nepochs = 1", &[], &["7:2: unknown key `trian`: did you mean `train`?"]),
-    ("<HEAD><MODEL>[train]\ndtype = \"bf16\"", &[], &["8:1: unknown key `train.dtype`"]),
+    ("<HEAD><MODEL>[track]\ntensorboard = true", &[], &["7:2: unknown key `track`"]),
     ("<HEAD><MODEL>\texport = 1", &[], &["7:2: unknown key `model.0.export`"]),
     (
         "<HEAD><MODEL>train = { adam-beta1 = 1 }",
@@ -130,8 +130,8 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
         "<HEAD><MODEL>[train]\ndevice = \"gpu\"\ndtype = \"fp16\"",
         &[],
         &[
-            "8:10: `train.device` is \"gpu\": needs \"auto\", \"cpu\" or \"cuda\"",
-            "9:9: `train.dtype` is \"fp16\": needs \"f32\", \"tf32\" or \"bf16\"; did you mean \"bf16\"?",
+            "8:10: `train.device` is \"gpu\": needs \"auto\", \"cpu\" or \"cuda\"; did you mean \"cpu\"?",
+            "9:9: `train.dtype` is \"fp16\": needs \"f32\", \"tf32\" or \"bf16\"",
         ],
     ),
     (

@@ -120,16 +120,19 @@ fn a_communicator_does_what_it_is_asked_in_order() {
 fn verdicts(timing: Timing, fail: impl Fn(Tcp) + Sync) -> Vec<String> {
     let started = Instant::now();
     let said = tcp(4, timing, |mut group| {
-        group.barrier().unwrap();
         if group.rank() == 2 {
+            group.barrier().unwrap();
             fail(group);
             return None;
         }
-        let error = loop {
-            if let Err(error) = group.all_reduce(Numbers::F32(&mut [1.0; 100]), Order::Fastest) {
-                break error;
+        let mut work = || {
+            group.barrier()?;
+            loop {
+                group.all_reduce(Numbers::F32(&mut [1.0; 100]), Order::Fastest)?;
             }
         };
+        let work: &mut dyn FnMut() -> Result<()> = &mut work;
+        let error = work().unwrap_err();
         Some(format!("{error:#}"))
     });
     assert!(started.elapsed() < Duration::from_secs(10));
@@ -211,4 +214,57 @@ fn strangers_at_the_door_are_sent_away() {
     assert_eq!(stranger.join().unwrap(), 0);
     conforms(&mut Tcp::join(&worlds[1], "a", timing()).unwrap()).unwrap();
     rank_0.join().unwrap();
+}
+
+/// What lies on GPUs is summed by NCCL, between one rank and as many as there are GPUs for; two share one
+/// where NCCL_MULTI_RANK_GPU_ENABLE=1 says that it may (from NCCL 2.30 on).
+#[cfg(feature = "nccl")]
+#[test]
+fn nccl_conforms() {
+    use std::io::Write as _;
+
+    use kiln_kernels::Buffer;
+
+    let say = |why: &str| drop(writeln!(std::io::stderr(), "skipped: {why}"));
+    let gpus = kiln_kernels::cuda_devices();
+    if gpus == 0 {
+        return say("no CUDA device");
+    }
+    let shares = std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value == "1");
+    for world_size in [1, 2] {
+        if world_size > gpus && !shares {
+            say("NCCL with two ranks: one CUDA device, which NCCL_MULTI_RANK_GPU_ENABLE=1 would let them share");
+            continue;
+        }
+        let work = |world: World| {
+            let rank = world.rank;
+            let mut group = Nccl::join(&world, "test", timing()).unwrap();
+            conforms(&mut group).unwrap();
+            let device = kiln_kernels::cuda_device(rank % gpus).unwrap();
+            for len in [1, 1000, 3_000_001] {
+                let value = |rank: usize, i: usize| ((rank * 7 + i * 3) % 11) as f32 - 5.0;
+                let mine = (0..len + 8).map(|i| value(rank, i)).collect();
+                let mut buffer = Buffer::from_vec(mine, &device).unwrap();
+                let mut lent = buffer.lend(4..4 + len).unwrap();
+                group.all_reduce(Numbers::from(&mut lent), Order::Fastest).unwrap();
+                drop(lent);
+                let sum = |i: usize| (0..world_size).map(|rank| value(rank, i)).sum::<f32>();
+                let expected = |i: usize| if (4..4 + len).contains(&i) { sum(i) } else { value(rank, i) };
+                let got = buffer.read(0..len + 8).unwrap();
+                assert!(got.iter().enumerate().all(|(i, &x)| x == expected(i)), "rank {rank} of {world_size}: {len}");
+
+                let mut lent = buffer.lend(0..len + 8).unwrap();
+                group.broadcast(Numbers::from(&mut lent), world_size - 1).unwrap();
+                drop(lent);
+                let last = |i: usize| if (4..4 + len).contains(&i) { sum(i) } else { value(world_size - 1, i) };
+                let got = buffer.read(0..len + 8).unwrap();
+                assert!(got.iter().enumerate().all(|(i, &x)| x == last(i)), "rank {rank} of {world_size}: {len}");
+            }
+            let mut buffer = Buffer::zeros(8, &device).unwrap();
+            let mut lent = buffer.lend(0..8).unwrap();
+            assert!(group.all_reduce(Numbers::from(&mut lent), Order::Tree).is_err());
+        };
+        let work = &work;
+        thread::scope(|scope| worlds(world_size).into_iter().for_each(|world| drop(scope.spawn(move || work(world)))));
+    }
 }

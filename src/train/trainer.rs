@@ -148,8 +148,10 @@ impl<'a> Trainer<'a> {
             tokens = self.ranks.all_gather(&tokens)?.into_iter().min().unwrap_or(tokens);
             self.micro_batch_tokens = tokens;
             self.sampler.set_micro_batch_tokens(tokens);
-            let steps =
-                (self.total_steps - self.state.step).min(super::memory::EPOCHS * self.sampler.steps_per_epoch());
+            let steps = self
+                .total_steps
+                .saturating_sub(self.state.step)
+                .min(super::memory::EPOCHS * self.sampler.steps_per_epoch());
             let largest = self.sampler.largest(self.state.step..self.state.step + steps, self.share());
             let tried = match largest.is_empty() {
                 true => Ok(()),
