@@ -44,15 +44,15 @@ for package in json.load(sys.stdin)["packages"]:
 cargo build --locked --release --features "$features"
 mkdir -p "$out"
 strip -o "$out/kiln" "$CARGO_TARGET_DIR/release/kiln"
-for package in kernels models; do
-    test=$(cargo test --locked --release --package "kiln-$package" --lib --features "${features%%,*}" --no-run --message-format=json |
-        "$python" -c 'import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
+cargo test --locked --release --package kiln-kernels --package kiln-models --lib --features "${features%%,*}" --no-run \
+    --message-format=json |
+    "$python" -c 'import json, sys
+for message in map(json.loads, sys.stdin):
     if message.get("profile", {}).get("test") and message.get("executable"):
-        print(message["executable"])')
-    strip -o "$out/$package-tests" "$test"
-done
+        print(message["target"]["name"].removeprefix("kiln_"), message["executable"])' |
+    while read -r package test; do
+        strip -o "$out/$package-tests" "$test"
+    done
 
 for binary in kiln kernels-tests models-tests; do
     packed=$(gzip -c "$out/$binary" | wc -c)
