@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # usage: ci/build-cuda.sh [FOLDER]
 #
-# Builds kiln and the test binaries of its kernels and models for a machine with a GPU (sm_90, CUDA 13.0), on
+# Builds kiln, its unit tests and those of its kernels and models for a machine with a GPU (sm_90, CUDA 13.0), on
 # one without: the compiler comes as pinned Python wheels, what is linked against are stubs. Leaves kiln,
-# kernels-tests and models-tests, stripped, in FOLDER (default target/cuda), and prints their sizes.
+# kiln-tests, kernels-tests and models-tests, stripped, in FOLDER (default target/cuda), and prints their sizes.
 # On the GPU's machine LD_LIBRARY_PATH has to name the folder of the real libraries.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${KILN_CACHE:-$HOME/.cache/kiln}
 python=${KILN_PYTHON:-${KILN_BASE_PYTHON:-python3}}
 out=${1:-target/cuda}
-features=${KILN_CUDA_FEATURES:-cuda}
+features=nccl
 site=$cache/nvcc
 # nvcc takes any crt and nvvm, but later ones make PTX that 13.0's assembler and driver refuse.
 packages="nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
@@ -44,8 +44,7 @@ for package in json.load(sys.stdin)["packages"]:
 cargo build --locked --release --features "$features"
 mkdir -p "$out"
 strip -o "$out/kiln" "$CARGO_TARGET_DIR/release/kiln"
-cargo test --locked --release --package kiln-kernels --package kiln-models --lib --features "${features%%,*}" --no-run \
-    --message-format=json |
+cargo test --locked --release --workspace --lib --features "$features" --no-run --message-format=json |
     "$python" -c 'import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("profile", {}).get("test") and message.get("executable"):
@@ -54,7 +53,7 @@ for message in map(json.loads, sys.stdin):
         strip -o "$out/$package-tests" "$test"
     done
 
-for binary in kiln kernels-tests models-tests; do
+for binary in kiln kiln-tests kernels-tests models-tests; do
     packed=$(gzip -c "$out/$binary" | wc -c)
     echo "build-cuda: $out/$binary: $(stat -c %s "$out/$binary") bytes, $packed packed"
     if [ "$binary" = kiln ] && [ "$packed" -ge $limit ]; then
