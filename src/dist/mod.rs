@@ -10,6 +10,7 @@
 //! | `mesh` | a connection between every two ranks, all of them driven at once |
 //! | `solo`, `tcp`, `nccl` | [`ProcessGroup`]s |
 //! | `communicator` | the thread that a process group lives on, beside the backward |
+//! | `simulate` | what a step would take on many GPUs |
 //!
 //! Rank 0 is the main process: it alone logs, prints and writes.
 
@@ -17,6 +18,7 @@ mod communicator;
 mod mesh;
 mod pulse;
 mod rendezvous;
+mod simulate;
 mod solo;
 mod spawn;
 mod tcp;
@@ -29,6 +31,7 @@ use half::bf16;
 
 pub use communicator::{Communicator, Pending};
 pub use pulse::Timing;
+pub use simulate::{Links, Prediction, simulate};
 pub use solo::Solo;
 pub use spawn::spawn;
 pub use tcp::Tcp;

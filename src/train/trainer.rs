@@ -55,6 +55,16 @@ pub struct Trainer<'a> {
     /// The first step of this process.
     first: u64,
     state: State,
+    marks: Option<Marks>,
+}
+
+/// Moments of a step.
+#[derive(Clone, Debug)]
+pub struct Marks {
+    /// When each bucket of gradients was complete, in the order in which they are summed.
+    pub complete: Vec<Instant>,
+    /// When the last backward had ended.
+    pub backward: Instant,
 }
 
 impl<'a> Trainer<'a> {
@@ -117,12 +127,33 @@ impl<'a> Trainer<'a> {
             total_steps,
             first: state.step,
             state,
+            marks: None,
         })
     }
 
     /// Optimizer steps in all, unless early stopping ends it before.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
+    }
+
+    /// The micro-batches that this rank makes in the next step, as sums that are made one by one.
+    pub fn next_micro_batches(&mut self) -> Vec<Vec<Vec<u32>>> {
+        let share = Share {
+            rank: self.ranks.rank(),
+            world_size: self.ranks.world_size(),
+            deterministic: self.settings.deterministic,
+        };
+        self.sampler.micro_batches(self.state.step, share)
+    }
+
+    /// Moments of the step made last; none where gradients are summed after backward, in a tree.
+    pub fn marks(&self) -> Option<&Marks> {
+        self.marks.as_ref()
+    }
+
+    /// What the gradients are cut into, to be summed over the ranks.
+    pub fn reducer(&self) -> &Reducer<'a> {
+        &self.reducer
     }
 
     /// Trains to the end. `print` takes each evaluation.
@@ -209,10 +240,8 @@ impl<'a> Trainer<'a> {
 
     /// The step's gradients, summed over all ranks. Returns the losses of this rank's sums that have examples.
     fn gradients(&mut self, weight: f64) -> Result<Vec<f64>> {
-        let Self { settings, ranks, .. } = *self;
-        let deterministic = settings.deterministic;
-        let share = Share { rank: ranks.rank(), world_size: ranks.world_size(), deterministic };
-        let shares = self.sampler.micro_batches(self.state.step, share);
+        let deterministic = self.settings.deterministic;
+        let shares = self.next_micro_batches();
         let mut losses = Vec::new();
         let mut sums = (!deterministic).then(|| self.reducer.begin());
         for micro_batches in &shares {
@@ -226,10 +255,14 @@ impl<'a> Trainer<'a> {
                 self.tree.push(&self.classifier.built().parameters, shares.len())?;
             }
         }
-        match sums {
-            Some(sums) => sums.finish()?,
-            None => self.reducer.sum_in_a_tree()?,
-        }
+        let backward = Instant::now();
+        self.marks = match sums {
+            Some(sums) => Some(Marks { complete: sums.finish()?, backward }),
+            None => {
+                self.reducer.sum_in_a_tree()?;
+                None
+            }
+        };
         Ok(losses)
     }
 
