@@ -96,9 +96,15 @@ fn rank(options: &Options, world: &World) -> Result<()> {
                 numbers[0] = 1.0; // that sums of sums stay finite is not measured
                 group.all_reduce(Numbers::F32(numbers), Order::Fastest)
             })?;
-            let memory = timed(&mut group, times, |_| Ok(copy(numbers, other, one_way)))?;
+            let memory = timed(&mut group, times, |_| {
+                copy(numbers, other, one_way);
+                Ok(())
+            })?;
             let piece = length.min(PIECE);
-            let cache = timed(&mut group, times, |_| Ok(copy(numbers, &mut other[..piece], one_way)))?;
+            let cache = timed(&mut group, times, |_| {
+                copy(numbers, &mut other[..piece], one_way);
+                Ok(())
+            })?;
             if round > 0 {
                 seconds.sum.push(sum);
                 seconds.memory.push(memory);
