@@ -95,6 +95,12 @@ pub enum Command {
     #[command(after_help = "Example:
   kiln check experiments/bbc.toml --set train.batch_size=32")]
     Check(File),
+    /// Measures how fast N processes train together, for each N
+    #[command(after_help = "Examples:
+  kiln bench                                    1 and 2 processes on the embedded sample
+  kiln bench experiments/bbc.toml --world-sizes 1,2,4,8 --output scaling
+  kiln bench experiments/bbc.toml --from scaling/bench.json --simulate --times-as-fast 100")]
+    Bench(Bench),
     /// Lists the architectures that kiln trains
     #[command(after_help = "Example:
   kiln models --json")]
@@ -203,6 +209,75 @@ pub struct Infer {
     /// Predicts with model.int8.onnx, which `export.quantize = "int8"` makes; the test is of both models
     #[arg(long, requires = "input")]
     pub int8: bool,
+}
+
+/// `kiln bench`
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// The experiment file: its first model is measured.
+    #[command(flatten)]
+    pub experiment: File,
+    /// Processes to measure with; efficiency is by the first
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub world_sizes: Vec<u16>,
+    /// Optimizer steps that count
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Optimizer steps before them
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warmup: u64,
+    /// How often all of it is done: on a busy machine the world sizes take turns
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub rounds: u16,
+    /// Keeps the global batch as it is [default: each process gets train.batch_size]
+    #[arg(long)]
+    pub strong: bool,
+    /// Writes bench.json, bench.md and scaling.png into this folder
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Takes the measurements of an earlier bench.json in place of making them
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// Predicts the efficiency on many GPUs from the step of one process
+    #[arg(long)]
+    pub simulate: bool,
+    /// What is simulated.
+    #[command(flatten)]
+    pub network: Network,
+    /// Where rank 0 writes what it has measured: the agent gives it to the ranks
+    #[arg(long, hide = true)]
+    pub measurement: Option<PathBuf>,
+}
+
+/// Computers that are simulated.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Simulation")]
+pub struct Network {
+    /// GPUs in all
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "8,16,32,64,128,256,512", value_parser = clap::value_parser!(u32).range(1..))]
+    pub gpus: Vec<u32>,
+    /// GPUs of a machine
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub gpus_per_machine: u16,
+    /// GB/s in each direction between GPUs of a machine
+    #[arg(long, value_name = "GB/S", default_value_t = 450.0, value_parser = positive)]
+    pub within: f64,
+    /// Gb/s in each direction between a machine and the others: each is simulated
+    #[arg(long, value_name = "GBIT/S,…", value_delimiter = ',', default_value = "400,3200", value_parser = positive)]
+    pub between: Vec<f64>,
+    /// Microseconds for a hop within a machine
+    #[arg(long, value_name = "US", default_value_t = 3.0, value_parser = positive)]
+    pub latency_within: f64,
+    /// Microseconds for a hop between machines
+    #[arg(long, value_name = "US", default_value_t = 15.0, value_parser = positive)]
+    pub latency_between: f64,
+    /// The GPU computes so many times as fast as what was measured
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    pub times_as_fast: f64,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or("needs a number above 0".into())
 }
 
 /// `kiln sample`

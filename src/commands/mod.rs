@@ -1,5 +1,6 @@
 //! One verb a file: parse, call, print.
 
+pub mod bench;
 pub mod check;
 pub mod export;
 pub mod infer;
@@ -32,6 +33,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Prepare(args) => prepare::run(args, options),
         Command::Export(args) => export::run(args, options),
         Command::Infer(args) => infer::run(args, options),
+        Command::Bench(args) => bench::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),

@@ -1,6 +1,7 @@
 //! Which part this process has in a training by many: to watch those that it starts, to lead, or to
 //! follow.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -76,16 +77,16 @@ pub fn launched() -> Result<Option<World>> {
     World::from_launcher(|name| std::env::var(name).ok())
 }
 
-/// Starts the ranks, which run the command that this process was given, and watches them.
+/// Starts the ranks, which run the command that this process was given with `more` arguments, and watches
+/// them.
 ///
 /// # Errors
 /// A process that cannot be started.
-pub fn watch(launch: &Launch) -> Result<ExitCode> {
-    let signals = Signals::listen()?;
+pub fn watch(launch: &Launch, signals: &Signals, more: &[&OsStr]) -> Result<ExitCode> {
     let program = std::env::current_exe().context("looking for kiln itself")?;
     let command = || {
         let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1));
+        command.args(std::env::args_os().skip(1)).args(more);
         command
     };
     signals.during(|| dist::spawn(launch, command, || signals.received().map(Signal::number)))

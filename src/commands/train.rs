@@ -27,7 +27,9 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     let overrides = Overrides { ranks: local_ranks, ..options.overrides() };
     let config = Config::load(args.experiment.file.as_deref(), &overrides)?;
     let world = match ranks::Part::of_this_process(&args.nodes, &config)? {
-        ranks::Part::Agent(launch) if args.stop_after != Some(Stage::Prepare) => return ranks::watch(&launch),
+        ranks::Part::Agent(launch) if args.stop_after != Some(Stage::Prepare) => {
+            return ranks::watch(&launch, &Signals::listen()?, &[]);
+        }
         ranks::Part::Agent(_) => World::solo(), // preparing is one process's work
         ranks::Part::Rank(world) => world,
     };

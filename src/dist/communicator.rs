@@ -20,6 +20,7 @@ pub struct Communicator {
     thread: Option<JoinHandle<()>>,
     place: Place,
     busy: Arc<AtomicU64>,
+    waited: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy)]
@@ -31,7 +32,10 @@ struct Place {
 
 /// What a [`Communicator`] will have done.
 #[must_use = "its error is lost otherwise"]
-pub struct Pending<T>(Receiver<Result<T>>);
+pub struct Pending<T> {
+    result: Receiver<Result<T>>,
+    waited: Arc<AtomicU64>,
+}
 
 impl<T> Pending<T> {
     /// Waits for it.
@@ -39,7 +43,10 @@ impl<T> Pending<T> {
     /// # Errors
     /// Its own, or the end of the communicator's thread.
     pub fn wait(self) -> Result<T> {
-        self.0.recv().context("the thread that talks to the other ranks has ended")?
+        let started = Instant::now();
+        let result = self.result.recv();
+        count(&self.waited, started);
+        result.context("the thread that talks to the other ranks has ended")?
     }
 }
 
@@ -60,7 +67,7 @@ impl Communicator {
                 for job in queue {
                     let started = Instant::now();
                     job(&mut group);
-                    worked.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                    count(&worked, started);
                 }
             }
             Err(error) => {
@@ -70,7 +77,7 @@ impl Communicator {
         let thread =
             thread::Builder::new().name("communicator".into()).spawn(work).context("starting the communicator")?;
         let place = answer.recv().context("the communicator ended at once")??;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), place, busy })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), place, busy, waited: Arc::default() })
     }
 
     /// One process alone.
@@ -101,6 +108,10 @@ impl Communicator {
     pub fn busy(&self) -> Duration {
         Duration::from_nanos(self.busy.load(Ordering::Relaxed))
     }
+    /// How long others have waited for what the group does, in all: what was not hidden behind their work.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
 
     /// Has the group do `job` after what was asked of it before.
     pub fn submit<T: Send + 'static>(
@@ -114,7 +125,7 @@ impl Communicator {
         if let Some(jobs) = &self.jobs {
             let _ = jobs.send(job); // that the thread has ended is what `wait` says
         }
-        Pending(result)
+        Pending { result, waited: self.waited.clone() }
     }
 
     /// What every rank gave, by rank.
@@ -175,6 +186,11 @@ impl Communicator {
             Ok(())
         });
     }
+}
+
+/// Adds the time since `started`.
+fn count(sum: &AtomicU64, started: Instant) {
+    sum.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
 }
 
 impl Drop for Communicator {

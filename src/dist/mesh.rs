@@ -10,6 +10,10 @@ use anyhow::{Context as _, Result, anyhow};
 /// Bytes that are read or written in one go: they stay in a core's cache until they are added.
 const PIECE: usize = 256 << 10;
 
+/// A rank that waits is woken when so many bytes are there, not by each packet: it is the sender's time that
+/// waking takes.
+const LOW_WATER: usize = 1 << 20;
+
 /// How long a wait on the sockets lasts before it starts anew, in ms.
 const POLL: i32 = 1000;
 
@@ -112,7 +116,10 @@ impl Mesh {
                             held.extend_from_slice(&self.scratch[whole..have]);
                         }
                     }
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => waiting.push((stream.as_raw_fd(), libc::POLLIN)),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                        wake_at(stream, rest.min(LOW_WATER));
+                        waiting.push((stream.as_raw_fd(), libc::POLLIN));
+                    }
                     Err(e) if e.kind() == ErrorKind::Interrupted => moved = true,
                     Err(e) => return Err(broken(receive.from, &e)),
                 }
@@ -137,6 +144,16 @@ fn no_connection(rank: usize) -> anyhow::Error {
 
 fn broken(rank: usize, error: &std::io::Error) -> anyhow::Error {
     anyhow!("the connection to rank {rank} broke: {error}")
+}
+
+/// Has a wait for bytes end when so many are there. Where the system does not do it, waits end earlier.
+fn wake_at(stream: &TcpStream, bytes: usize) {
+    let bytes = bytes as libc::c_int;
+    let size = size_of_val(&bytes) as libc::socklen_t;
+    // SAFETY: the option is an int, and lives as long as the call.
+    unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const bytes).cast(), size)
+    };
 }
 
 /// Waits until one of the sockets can go on, or some time has passed.

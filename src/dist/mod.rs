@@ -10,6 +10,7 @@
 //! | `mesh` | a connection between every two ranks, all of them driven at once |
 //! | `solo`, `tcp`, `nccl` | [`ProcessGroup`]s |
 //! | `communicator` | the thread that a process group lives on, beside the backward |
+//! | `simulate` | what a step would take on many GPUs |
 //!
 //! Rank 0 is the main process: it alone logs, prints and writes.
 
@@ -19,6 +20,7 @@ mod mesh;
 mod nccl;
 mod pulse;
 mod rendezvous;
+mod simulate;
 mod solo;
 mod spawn;
 mod tcp;
@@ -34,6 +36,7 @@ pub use communicator::{Communicator, Pending};
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
 pub use pulse::Timing;
+pub use simulate::{Links, Prediction, simulate};
 pub use solo::Solo;
 pub use spawn::spawn;
 pub use tcp::Tcp;

@@ -14,6 +14,7 @@
 //! | `evaluate` | a pass over a part without gradients |
 //! | `checkpoint` | folders that a run resumes from to the same bits |
 //! | `signals` | SIGINT and SIGTERM |
+//! | `measure` | steps that are timed, and nothing else |
 //! | `memory` | what a training will need, before it starts |
 
 mod agree;
@@ -23,6 +24,7 @@ mod evaluate;
 mod gate;
 mod job;
 mod loss;
+mod measure;
 mod memory;
 mod optimizer;
 mod reducer;
@@ -38,9 +40,10 @@ pub use evaluate::{Evaluated, evaluate};
 pub use gate::gradient_coverage;
 pub use job::{Job, Start};
 pub use loss::class_weights;
+pub use measure::{Load, measure};
 pub use memory::{Largest, Memory};
 pub use optimizer::{Optimizer, freeze};
 pub use reducer::{Reducer, Sums, Tree};
 pub use schedule::Schedule;
 pub use signals::{Signal, Signals};
-pub use trainer::{Outcome, Output, Trainer};
+pub use trainer::{Marks, Outcome, Output, Trainer};

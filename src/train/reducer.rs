@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use kiln_kernels::{Buffer, Lent};
@@ -33,6 +34,8 @@ pub struct Sums<'a> {
     reducer: &'a Reducer<'a>,
     /// Parameters of each bucket whose gradients are not complete.
     open: Vec<usize>,
+    /// When each bucket was complete, as far as they are.
+    complete: Vec<Instant>,
     pending: Vec<Pending<Lent>>,
 }
 
@@ -56,10 +59,15 @@ impl<'a> Reducer<'a> {
         Self { ranks, parameters, buckets, places }
     }
 
+    /// The bytes of each bucket, in the order in which they are summed.
+    pub fn bucket_bytes(&self) -> impl Iterator<Item = usize> {
+        self.buckets.iter().map(|bucket| size_of::<f32>() * bucket.range.len())
+    }
+
     /// Begins a step's sums.
     pub fn begin(&'a self) -> Sums<'a> {
         let open = self.buckets.iter().map(|bucket| bucket.parameters).collect();
-        Sums { reducer: self, open, pending: Vec::new() }
+        Sums { reducer: self, open, complete: Vec::new(), pending: Vec::new() }
     }
 
     /// Sums gradients that lie whole, in [`Order::Tree`].
@@ -83,21 +91,27 @@ impl Sums<'_> {
     pub fn complete(&mut self, parameter: &Parameter) -> kiln_models::Result<()> {
         let Some(&bucket) = self.reducer.places.get(&parameter.range().start) else { return Ok(()) };
         self.open[bucket] = self.open[bucket].saturating_sub(1);
-        while self.reducer.ranks.world_size() > 1 && self.open.get(self.pending.len()) == Some(&0) {
-            self.start(Order::Fastest)?;
+        while self.open.get(self.complete.len()) == Some(&0) {
+            self.complete.push(Instant::now());
+            if self.reducer.ranks.world_size() > 1 {
+                self.start(Order::Fastest)?;
+            }
         }
         Ok(())
     }
 
     /// Starts those that nothing completed (no example of this rank's uses them), and waits for all.
+    /// Returns when each was complete.
     ///
     /// # Errors
     /// A rank that is lost.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<Vec<Instant>> {
         while self.reducer.ranks.world_size() > 1 && self.pending.len() < self.reducer.buckets.len() {
             self.start(Order::Fastest)?;
         }
-        self.wait()
+        let complete = std::mem::take(&mut self.complete);
+        self.wait()?;
+        Ok(complete)
     }
 
     fn start(&mut self, order: Order) -> kiln_models::Result<()> {

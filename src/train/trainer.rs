@@ -58,6 +58,16 @@ pub struct Trainer<'a> {
     /// The first step of this process.
     first: u64,
     state: State,
+    marks: Option<Marks>,
+}
+
+/// Moments of a step.
+#[derive(Clone, Debug)]
+pub struct Marks {
+    /// When each bucket of gradients was complete, in the order in which they are summed.
+    pub complete: Vec<Instant>,
+    /// When the last backward had ended.
+    pub backward: Instant,
 }
 
 impl<'a> Trainer<'a> {
@@ -121,6 +131,7 @@ impl<'a> Trainer<'a> {
             total_steps,
             first: state.step,
             state,
+            marks: None,
         })
     }
 
@@ -178,6 +189,21 @@ impl<'a> Trainer<'a> {
             say(&format!("a micro-batch of {tokens} tokens does not fit the GPU's memory: trying half"));
             tokens = (tokens / 2).max(longest);
         }
+    }
+
+    /// The micro-batches that this rank makes in the next step, as sums that are made one by one.
+    pub fn next_micro_batches(&mut self) -> Vec<Vec<Vec<u32>>> {
+        self.sampler.micro_batches(self.state.step, self.share())
+    }
+
+    /// Moments of the step made last; none where gradients are summed after backward, in a tree.
+    pub fn marks(&self) -> Option<&Marks> {
+        self.marks.as_ref()
+    }
+
+    /// What the gradients are cut into, to be summed over the ranks.
+    pub fn reducer(&self) -> &Reducer<'a> {
+        &self.reducer
     }
 
     /// Trains to the end. `print` takes each evaluation.
@@ -264,9 +290,8 @@ impl<'a> Trainer<'a> {
 
     /// The step's gradients, summed over all ranks. Returns the losses of this rank's sums that have examples.
     fn gradients(&mut self, weight: f64) -> Result<Vec<f64>> {
-        let share = self.share();
-        let deterministic = share.deterministic;
-        let shares = self.sampler.micro_batches(self.state.step, share);
+        let deterministic = self.settings.deterministic;
+        let shares = self.next_micro_batches();
         let mut losses = Vec::new();
         let mut sums = (!deterministic).then(|| self.reducer.begin());
         for micro_batches in &shares {
@@ -278,10 +303,14 @@ impl<'a> Trainer<'a> {
                 self.tree.push(&self.classifier.built().parameters, shares.len())?;
             }
         }
-        match sums {
-            Some(sums) => sums.finish()?,
-            None => self.reducer.sum_in_a_tree()?,
-        }
+        let backward = Instant::now();
+        self.marks = match sums {
+            Some(sums) => Some(Marks { complete: sums.finish()?, backward }),
+            None => {
+                self.reducer.sum_in_a_tree()?;
+                None
+            }
+        };
         let sums = shares.iter().zip(&losses).filter(|(micro_batches, _)| !micro_batches.is_empty());
         sums.map(|(micro_batches, losses)| self.loss(micro_batches, losses)).collect()
     }
