@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # usage: ci/build-cuda.sh [FOLDER]
 #
-# Builds kiln and the test binaries of its kernels and models for a machine with a GPU (sm_90, CUDA 13.0), on
-# one without: the compiler comes as pinned Python wheels, what is linked against are stubs. Leaves kiln,
-# kernels-tests and models-tests, stripped, in FOLDER (default target/cuda), and prints their sizes.
-# On the GPU's machine LD_LIBRARY_PATH has to name the folder of the real libraries.
+# Builds kiln and the test binaries of its kernels, its models and itself for a machine with a GPU (sm_90, CUDA
+# 13.0), on one without: the compiler comes as pinned Python wheels, what is linked against are stubs. Leaves kiln,
+# kernels-tests, models-tests and integration-tests, stripped, in FOLDER (default target/cuda), and prints their
+# sizes. On the GPU's machine LD_LIBRARY_PATH has to name the folder of the real libraries; benches/gpu/run.sh
+# does all of that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -44,17 +45,19 @@ for package in json.load(sys.stdin)["packages"]:
 cargo build --locked --release --features "$features"
 mkdir -p "$out"
 strip -o "$out/kiln" "$CARGO_TARGET_DIR/release/kiln"
-for package in kernels models; do
-    test=$(cargo test --locked --release --package "kiln-$package" --lib --features "${features%%,*}" --no-run --message-format=json |
+for tests in kernels models integration; do
+    target=(--package "kiln-$tests" --lib --features "${features%%,*}")
+    [ $tests != integration ] || target=(--package kiln --test integration --features "$features")
+    test=$(cargo test --locked --release "${target[@]}" --no-run --message-format=json |
         "$python" -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("profile", {}).get("test") and message.get("executable"):
         print(message["executable"])')
-    strip -o "$out/$package-tests" "$test"
+    strip -o "$out/$tests-tests" "$test"
 done
 
-for binary in kiln kernels-tests models-tests; do
+for binary in kiln kernels-tests models-tests integration-tests; do
     packed=$(gzip -c "$out/$binary" | wc -c)
     echo "build-cuda: $out/$binary: $(stat -c %s "$out/$binary") bytes, $packed packed"
     if [ "$binary" = kiln ] && [ "$packed" -ge $limit ]; then

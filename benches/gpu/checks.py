@@ -163,7 +163,7 @@ def by_nccl(check, options, **environment):
         if not model:
             found(check, "failed", last_words(said))
         elif not used:
-            found(check, "not run", "kiln trained without NCCL: that is so for one rank, and in a build without the feature nccl")
+            found(check, "not run", "kiln trained without NCCL, as it does alone and without the feature nccl")
         else:
             f1 = macro_f1(model)
             found(check, "passed" if f1 >= MACRO_F1 else "failed", f"macro-F1 {f1:.4f}")

@@ -60,16 +60,20 @@ class Memory:
     class Info(ctypes.Structure):
         _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
 
-    def __init__(self, there):
-        self.nvml = ctypes.CDLL("libnvidia-ml.so.1") if there else None  # it comes with the driver
-        self.device, self.bytes = ctypes.c_void_p(), None
-        if there and (self.nvml.nvmlInit_v2() or self.nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self.device))):
-            raise SystemExit("compare: NVML does not open GPU 0: look at what nvidia-smi says")
+    def __init__(self):
+        self.device, self.bytes, self.nvml = ctypes.c_void_p(), None, None
+        try:
+            nvml = ctypes.CDLL("libnvidia-ml.so.1")  # it comes with the driver
+        except OSError as error:
+            return print(f"memory is not measured: {error}", file=sys.stderr)
+        if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self.device)) == 0:
+            self.nvml = nvml
+        else:
+            print("memory is not measured: NVML does not open GPU 0", file=sys.stderr)
 
     def used(self):
         info = self.Info()
-        if self.nvml.nvmlDeviceGetMemoryInfo(self.device, ctypes.byref(info)):
-            raise SystemExit("compare: NVML does not say how much memory is taken: look at what nvidia-smi says")
+        self.nvml.nvmlDeviceGetMemoryInfo(self.device, ctypes.byref(info))
         return info.used
 
     def watch(self):
@@ -112,9 +116,9 @@ def kiln(arguments, name, workload):
     cuda = [] if name == "tiny" else ["--set", "train.device=cuda", "--set", "train.dtype=bf16"]
     command = [arguments.kiln, "bench", data / f"{name}.toml", "--root", data / "runs", *cuda, "--world-sizes", "1"]
     command += ["--warmup", WARMUP, "--steps", workload.steps, "--json", "--quiet", "--offline"]
-    run = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if run.returncode:
-        raise RuntimeError(f"kiln bench ended with status {run.returncode}; its last words stand above")
+        raise RuntimeError(f"kiln bench ended with status {run.returncode}: {' '.join(run.stderr.split())[-300:]}")
     steps = json.loads(run.stdout)["worlds"][0]["steps"]
     total = lambda key: sum(step[key] for step in steps)
     return {"seconds": total("seconds"), "tokens": total("tokens"), "rows": total("sequences"), "flops": total("flops")}
@@ -126,8 +130,8 @@ def data_folder():
 
 def measure(arguments):
     name = arguments.workload
-    workload, tiny = WORKLOADS.get(name, TINY), name == "tiny"
-    memory, failed, taken, peak = Memory(there=not tiny), [], {}, 0
+    workload = WORKLOADS.get(name, TINY)
+    memory, failed, taken, peak = Memory(), [], {}, 0
     say = lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True)
 
     def attempt(contestant, what):

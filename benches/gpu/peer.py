@@ -88,7 +88,8 @@ micro_batch_tokens = {workload.batch * 512}
 def batches():
     """The batches of kiln's first epoch in its order (src/data/sampler.rs), and their rows' lengths."""
     with open(folder / f"{name}-train.csv", encoding="utf-8", newline="") as file:
-        rows = [([CLS, *(int(word[1:]) for word in text.split()), SEP], int(label)) for text, label in list(csv.reader(file))[1:]]
+        texts = list(csv.reader(file))[1:]
+    rows = [([CLS, *(int(word[1:]) for word in text.split()), SEP], int(label)) for text, label in texts]
     seed, epoch = SEED.to_bytes(8, "little"), (0).to_bytes(8, "little")
     order = sorted(range(len(rows)), key=lambda i: (hashlib.sha256(seed + epoch + i.to_bytes(4, "little")).digest(), i))
     for start in range(0, len(order), workload.batch):

@@ -69,8 +69,10 @@ def speeds(name, lines):
 
 
 def text_of(lines):
-    machine = next((line for line in lines if "gpu" in line), {"gpu": "an unknown GPU", "date": "?", "versions": "?"})
-    parts = [f"# kiln on {machine['gpu']}, {machine['date']}\n\n{machine['versions']}\n"]
+    machines = [line for line in lines if "gpu" in line]
+    gpus = " and ".join(dict.fromkeys(line["gpu"] for line in machines))
+    versions = "\n\n".join(dict.fromkeys(line["versions"] for line in machines))
+    parts = [f"# kiln on {gpus}, {machines[0]['date']}\n\n{versions}\n"]
     if stages := [line for line in lines if "limit" in line]:
         rows = [["stage", "result", "seconds", "what was found"], ["---"] * 4]
         for stage in stages:
@@ -103,10 +105,12 @@ def start(kiln, path):
 
 def report(arguments):
     lines = [json.loads(line) for path in arguments.files for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    if not any("gpu" in line for line in lines):
+        sys.exit(f"report: {' '.join(arguments.files)}: no line says which GPU: needs files that run.sh wrote")
     text = text_of(lines)
     print(text)
     if arguments.output:
-        first = next((line for line in lines if "gpu" in line), {"gpu": "unknown", "date": "undated"})
+        first = next(line for line in lines if "gpu" in line)
         slug = re.sub(r"[^a-z0-9]+", "-", first["gpu"].lower()).strip("-")
         target = arguments.output / f"{first['date']}-{slug}{arguments.suffix}.md"
         number = 2
