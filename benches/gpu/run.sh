@@ -52,6 +52,7 @@ export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false RUST_BACKTRACE=0 PYTHONUNBUFFERED=1
 
 gpu=$(nvidia-smi -L 2> /dev/null | grep '^GPU 0' || true)
+[ -z "${OUT:-}" ] || mkdir -p "$OUT"
 lines=$(mktemp "${OUT:-${TMPDIR:-/tmp}}/gpu-XXXXXX.jsonl") # it stays where this is killed
 "$python" $here/report.py --start "$binaries/kiln" "$lines"
 worst=0
