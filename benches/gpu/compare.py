@@ -131,40 +131,43 @@ def data_folder():
 def measure(arguments):
     name = arguments.workload
     workload = WORKLOADS.get(name, TINY)
-    memory, failed, taken, peak = Memory(), [], {}, 0
-    say = lambda what: print(f"{name}: {what}", file=sys.stderr, flush=True)
+    memory, taken, peaks, tokens, failed = Memory(), {}, [], {}, []
+    peers = {variant: Peer(name, variant) for variant in arguments.variants.split(";")}  # they load libraries meanwhile
 
-    def attempt(contestant, what):
-        say(contestant)
-        try:
+    def turn(contestant):
+        if contestant == "kiln":
             with memory:
-                return what()
-        except (RuntimeError, OSError, ValueError, LookupError) as error:
-            failed.append(contestant)
-            say(f"{contestant}: {error}")
-            emit(arguments.lines, workload=name, contestant=contestant, error=str(error))
+                answer = kiln(arguments, name, workload)
+            taken["kiln"] = memory.bytes
+            return answer
+        if contestant not in taken:
+            with memory:
+                peaks.append(peers[contestant].ask("build")["peak_flops"])
+            taken[contestant] = memory.bytes
+        return peers[contestant].ask("turn")
 
-    peers = {variant: Peer(name, variant) for variant in arguments.variants.split(";")}  # they load their libraries meanwhile
-    for variant, peer in peers.items():
-        if built := attempt(variant, lambda: peer.ask("build")):
-            taken[variant], peak = memory.bytes, max(peak, built["peak_flops"])
-    turns = {variant: lambda peer=peers[variant]: peer.ask("turn") for variant in taken}
-    turns["kiln"] = lambda: kiln(arguments, name, workload)
-    tokens = {}
+    first, *others = peers  # the first makes what kiln reads, too; compiling, which takes longest, comes last
+    order = [first, "kiln", *others]
     for number in range(1, arguments.rounds + 1):
-        order = list(turns)[:: 1 if number % 2 else -1]
-        for contestant in [one for one in order if one not in failed]:
-            if turn := attempt(contestant, turns[contestant]):
-                tokens[contestant] = turn["tokens"]
-                if contestant == "kiln":
-                    taken["kiln"] = memory.bytes
-                figures = {"peak_flops": peak, "peak_memory_bytes": taken[contestant], **turn}
-                emit(arguments.lines, workload=name, contestant=contestant, round=number, **figures)
+        for contestant in order[:: 1 if number % 2 else -1]:
+            if contestant in failed:
+                continue
+            print(f"{name}: round {number}: {contestant}", file=sys.stderr, flush=True)
+            try:
+                line = {"round": number} | turn(contestant)
+                tokens[contestant] = line["tokens"]
+                line |= {"peak_flops": max(peaks, default=0), "peak_memory_bytes": taken[contestant]}
+            except (RuntimeError, OSError, ValueError, LookupError) as error:
+                failed.append(contestant)
+                line = {"error": str(error)}
+                print(f"{name}: {contestant}: {error}", file=sys.stderr, flush=True)
+            emit(arguments.lines, workload=name, contestant=contestant, **line)
     for peer in peers.values():
         peer.process.kill()
     if len(set(tokens.values())) > 1:
         failed.append("kiln")
-        emit(arguments.lines, workload=name, contestant="all", error=f"they trained on unequal numbers of tokens: {tokens}")
+        error = f"they trained on unequal numbers of tokens: {tokens}"
+        emit(arguments.lines, workload=name, contestant="all", error=error)
     return 1 if failed else 0
 
 

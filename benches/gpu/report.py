@@ -30,25 +30,26 @@ def spread(values, show):
     return text if values[0] == values[-1] else f"{text} ({show(values[0])}–{show(values[-1])})"
 
 
-def figures(turn):
+def figures(turn, peak):
     rates = {key: turn[key] / turn["seconds"] for key in ("tokens", "rows")}
-    return rates | {"share": turn["flops"] / turn["seconds"] / turn["peak_flops"] if turn["peak_flops"] else None}
+    share = turn["flops"] / turn["seconds"] / peak if peak else None
+    return rates | {"share": share, "memory": turn["peak_memory_bytes"]}
 
 
 def speeds(name, lines):
     """A workload's table, and what it comes to."""
     workload = WORKLOADS.get(name, TINY)
-    rounds = {}  # (contestant, round) -> figures
-    for line in (line for line in lines if "error" not in line):
-        rounds[line["contestant"], line["round"]] = figures(line) | {"memory": line["peak_memory_bytes"]}
+    turns = [line for line in lines if "error" not in line]
+    peak = max((turn["peak_flops"] for turn in turns), default=0)
+    rounds = {(turn["contestant"], turn["round"]): figures(turn, peak) for turn in turns}
     contestants = list(dict.fromkeys(contestant for contestant, _ in rounds))
     rows = [["", "sequences/s", "tokens/s", "of the bf16 peak", "peak memory", "kiln ÷ it"], ["---"] * 6]
     times, percent = lambda x: f"{x:.2f}×", lambda x: f"{x:.1%}"
     mine = {number: one["tokens"] for (contestant, number), one in rounds.items() if contestant == "kiln"}
     for contestant in sorted(contestants, key="kiln".__eq__):
-        turns = {number: one for (other, number), one in rounds.items() if other == contestant}
-        of = lambda key, show: spread([turn[key] for turn in turns.values()], show) if turns[min(turns)][key] else "–"
-        ratios = [mine[number] / turn["tokens"] for number, turn in turns.items() if number in mine]
+        its = {number: one for (other, number), one in rounds.items() if other == contestant}
+        of = lambda key, show: spread([one[key] for one in its.values()], show) if its[min(its)][key] else "–"
+        ratios = [mine[number] / one["tokens"] for number, one in its.items() if number in mine]
         ratio = "" if contestant == "kiln" else spread(ratios, times) if ratios else "–"
         rows.append([contestant, of("rows", "{:.0f}".format), of("tokens", "{:.0f}".format), of("share", percent),
                      of("memory", lambda x: f"{x / 2**30:.1f} GiB"), ratio])  # fmt: skip
@@ -63,8 +64,7 @@ def speeds(name, lines):
         text += f"; the aim is {times(workload.ratio)}" if workload.ratio else ""
         text += f", at {workload.share:.0%} of the peak" if workload.share else ""
         text += ".\n"
-    peaks = [line["peak_flops"] for line in lines if line.get("peak_flops")]
-    text += f"\nPeak measured here: {max(peaks) / 1e12:.0f} TFLOP/s in bf16.\n" if peaks else ""
+    text += f"\nPeak measured here: {peak / 1e12:.0f} TFLOP/s in bf16.\n" if peak else ""
     return text + "".join(f"\n{line['contestant']}: {line['error']}\n" for line in lines if "error" in line)
 
 
