@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # usage: ci/build-cuda.sh [FOLDER]
 #
-# Builds kiln, its unit tests and those of its kernels and models for a machine with a GPU (sm_90, CUDA 13.0), on
-# one without: the compiler comes as pinned Python wheels, what is linked against are stubs. Leaves kiln,
-# kiln-tests, kernels-tests and models-tests, stripped, in FOLDER (default target/cuda), and prints their sizes.
-# On the GPU's machine LD_LIBRARY_PATH has to name the folder of the real libraries.
+# Builds kiln and the test binaries of its kernels, its models and itself for a machine with a GPU (sm_90, CUDA
+# 13.0), on one without: the compiler comes as pinned Python wheels, what is linked against are stubs. Leaves kiln,
+# kiln-tests, kernels-tests, models-tests and integration-tests, stripped, in FOLDER (default target/cuda), and prints their
+# sizes. On the GPU's machine LD_LIBRARY_PATH has to name the folder of the real libraries; benches/gpu/run.sh
+# does all of that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -44,7 +45,7 @@ for package in json.load(sys.stdin)["packages"]:
 cargo build --locked --release --features "$features"
 mkdir -p "$out"
 strip -o "$out/kiln" "$CARGO_TARGET_DIR/release/kiln"
-cargo test --locked --release --workspace --lib --features "$features" --no-run --message-format=json |
+cargo test --locked --release --workspace --lib --test integration --features "$features" --no-run --message-format=json |
     "$python" -c 'import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("profile", {}).get("test") and message.get("executable"):
@@ -53,7 +54,7 @@ for message in map(json.loads, sys.stdin):
         strip -o "$out/$package-tests" "$test"
     done
 
-for binary in kiln kiln-tests kernels-tests models-tests; do
+for binary in kiln kiln-tests kernels-tests models-tests integration-tests; do
     packed=$(gzip -c "$out/$binary" | wc -c)
     echo "build-cuda: $out/$binary: $(stat -c %s "$out/$binary") bytes, $packed packed"
     if [ "$binary" = kiln ] && [ "$packed" -ge $limit ]; then
