@@ -309,10 +309,6 @@ impl Parameters {
         *self.gradients_mut() = Buffer::default();
         Ok(())
     }
-    /// The device that they lie on, and that forwards compute on.
-    pub fn device(&self) -> Device {
-        Device::Cpu
-    }
     /// Forgets which parameters a backward has written.
     pub fn clear_written(&self) {
         for parameter in &self.parameters {

@@ -67,7 +67,11 @@ impl Nccl {
         context.bind_to_thread().map_err(|e| anyhow!("CUDA, on the communicator's thread: {e}"))?;
         let stream = context.new_stream().map_err(|e| anyhow!("CUDA, a stream for NCCL: {e}"))?;
         let comm = self.tcp.pulse.clone().during(|| {
-            Comm::from_rank(stream.clone(), rank, world_size, id).map_err(|e| says("bringing the ranks together", &e))
+            Comm::from_rank(stream.clone(), rank, world_size, id).map_err(|e| {
+                says("bringing the ranks together", &e).context(
+                    "each rank needs a GPU of its own, or NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1 to share one",
+                )
+            })
         })?;
         self.communicator = Some(Communicator { comm, stream });
         Ok(())

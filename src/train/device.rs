@@ -36,18 +36,13 @@ pub fn on_gpus(settings: &config::Train) -> Result<bool> {
 /// asked for.
 ///
 /// # Errors
-/// As [`on_gpus`]; a machine with fewer GPUs than processes, or memory that a GPU does not have.
+/// As [`on_gpus`], or memory that a GPU does not have.
 pub fn place(parameters: &Parameters, settings: &config::Train, local_rank: usize) -> Result<()> {
     if !on_gpus(settings)? {
         return Ok(());
     }
-    let there = kiln_kernels::cuda_devices();
-    if local_rank >= there {
-        return Err(user_error!(
-            "process {local_rank} of this machine has no GPU of its own: there are {there}; lower --nproc-per-node"
-        ));
-    }
-    let device = open(local_rank)?;
+    // More processes than GPUs share them, where NCCL lets them.
+    let device = open(local_rank % kiln_kernels::cuda_devices().max(1))?;
     kiln_kernels::allow_tf32(&device, settings.dtype == Dtype::Tf32)?;
     let dtype = if settings.dtype == Dtype::Bf16 { DType::BF16 } else { DType::F32 };
     parameters.move_to(&device, dtype).context("moving the weights to the GPU")?;

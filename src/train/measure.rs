@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use kiln_kernels::{Buffer, Device, Tensor, linear, threads};
 use kiln_models::nn::{Mode, Packing};
 
-use super::{Job, Marks, Start, Trainer};
+use super::{Job, Marks, Start, Trainer, place};
 use crate::allocator::KeptPages;
 use crate::config::{Duration, available_threads};
 use crate::data::Part;
@@ -43,10 +43,12 @@ pub fn measure(ranks: &Communicator, job: &Job<'_>, load: Load) -> Result<Measur
     settings.duration = Duration::Steps(load.warmup + load.steps);
     threads::set(settings.threads)?;
     let Start { classifier, encoding, .. } = ranks.in_turn(|| job.start(&[Part::Train, Part::Validation]))?;
+    place(&classifier.built().parameters, &settings, ranks.local_rank())?;
     let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
     let (parts, objective) = ((&train, &validation), job.config.objective);
     let bucket_bytes = job.config.distributed.bucket_mb as usize * 1_000_000;
     let mut trainer = Trainer::new(ranks, &classifier, parts, &settings, objective, bucket_bytes, None)?;
+    trainer.fit_memory(|message| crate::error::say(message))?;
 
     let device = classifier.built().parameters.device();
     let peak_flops = peak(ranks, &device)?;
