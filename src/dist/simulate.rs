@@ -16,9 +16,9 @@
 //!   `2(m − 1)·a_within + 2⌈log₂ M⌉·a_between` for `m` GPUs on each of `M` machines.
 //!
 //! The closed form knows the sums alone: all communication `C` can hide in what backward still does once
-//! the first bucket is complete, except for the last bucket, whose end no computing covers:
-//! `T + max(C_last, C − (t_backward − t_first))`. It is exact where the channel is never idle between the
-//! first bucket and the last, or where the last bucket finds it idle; else it promises too much.
+//! the first bucket is complete, except for the last bucket, which it takes for complete when backward ends:
+//! `T + max(C_last, C − (t_backward − t_first))`. With that it is exact where the channel is never idle
+//! between the first bucket and the last, or where the last bucket finds it idle; else it promises too much.
 
 use serde::{Deserialize, Serialize};
 
