@@ -45,17 +45,18 @@ for package in json.load(sys.stdin)["packages"]:
 cargo build --locked --release --features "$features"
 mkdir -p "$out"
 strip -o "$out/kiln" "$CARGO_TARGET_DIR/release/kiln"
-for tests in kernels models integration; do
-    target=(--package "kiln-$tests" --lib --features "${features%%,*}")
-    [ $tests != integration ] || target=(--package kiln --test integration --features "$features")
-    test=$(cargo test --locked --release "${target[@]}" --no-run --message-format=json |
+strip_tests() { # what cargo takes to choose tests
+    cargo test --locked --release --no-run --message-format=json "$@" |
         "$python" -c 'import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
+for message in map(json.loads, sys.stdin):
     if message.get("profile", {}).get("test") and message.get("executable"):
-        print(message["executable"])')
-    strip -o "$out/$tests-tests" "$test"
-done
+        print(message["target"]["name"].removeprefix("kiln_"), message["executable"])' |
+        while read -r name test; do
+            strip -o "$out/$name-tests" "$test"
+        done
+}
+strip_tests --package kiln-kernels --package kiln-models --lib --features "${features%%,*}"
+strip_tests --package kiln --test integration --features "$features"
 
 for binary in kiln kernels-tests models-tests integration-tests; do
     packed=$(gzip -c "$out/$binary" | wc -c)

@@ -45,13 +45,12 @@ __device__ inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 // Shared memory: q [tile, D], k and v [key_rows, D]: as many as the longest sequence has, rounded up to 16, and
 // at most 2 · KEYS. Here and below, tile = threads / 2: a warp has 16 rows.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, u32 key_rows, const u32* offsets,
-            const u64* example_ids, const uint4* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key,
-            u32 site, u32 threshold, float dropout_scale) {
+    forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, u32 key_rows, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int keys = task.keys, tile = blockDim.x / 2, first = task.tile * tile, queries = min(task.queries - first, tile);
+    const int keys = task.keys, tile = blockDim.x / 2, first = task.tile * tile;
+    const int queries = min(task.queries - first, tile);
     const int warp_first = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
     bf16 *q_tile = (bf16*)dynamic_shared(), *k_tiles = q_tile + tile * D, *v_tiles = k_tiles + key_rows * D;
@@ -161,13 +160,12 @@ KERNEL(dots)
 // Shared memory: k, v [tile, D], q, dout [2][QUERIES, D], ds [tile, QUERIES], lse, dots [2][QUERIES].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_keys(bf16* dq, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
-                       const float* lse, const float* dots, const u32* offsets, const u64* example_ids, const uint4* tiles,
-                       u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
-                       float dropout_scale) {
+                       const float* lse, const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
-    const int tile = blockDim.x / 2, first = task.tile * tile, keys = min(task.keys - first, tile), queries = task.queries;
+    const int tile = blockDim.x / 2, first = task.tile * tile, keys = min(task.keys - first, tile);
+    const int queries = task.queries;
     const int warp = threadIdx.x / 32, warp_first = 16 * warp, lane = threadIdx.x % 32;
     const float to_exponent = scale * LOG2E;
     bf16 *k_tile = (bf16*)dynamic_shared(), *v_tile = k_tile + tile * D, *q_tiles = v_tile + tile * D,
@@ -251,9 +249,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 }
                 if (task.keys <= tile) { // a result's four parts lie in the operand's order
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        *(u32*)(at<QUERIES>(ds_tile, warp_first + lane / 4 + i % 2 * 8, 2 * n + i / 2) + 2 * (lane % 4)) =
-                            ds_operand[i];
+                    for (int i = 0; i < 4; i++) {
+                        bf16* pair = at<QUERIES>(ds_tile, warp_first + lane / 4 + i % 2 * 8, 2 * n + i / 2) + 2 * (lane % 4);
+                        *(u32*)pair = ds_operand[i];
+                    }
                 }
             }
         }
@@ -293,8 +292,7 @@ KERNEL(backward_keys)
 // Shared memory: q, dout [tile, D], k, v [2][QUERY_KEYS, D].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                          const float* dots, const u32* offsets, const u64* example_ids, const uint4* tiles, u32 firsts,
-                          u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+                          const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
@@ -319,7 +317,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = warp_first + lane / 4 + 8 * half;
-        if (row < queries) row_lse[half] = lse[task.lse() + first + row], row_dot[half] = dots[task.lse() + first + row];
+        u32 at = task.lse() + first + row;
+        if (row < queries) row_lse[half] = lse[at], row_dot[half] = dots[at];
         element[half] = task.element(first + row);
     }
     for (int start = 0, stage = 0; start < keys; start += QUERY_KEYS, stage ^= 1) {
@@ -372,6 +371,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             }
         }
     }
-    if (warp_first < queries) store(dq + task.query(first), dq_sum, scale, scale, q_tile, warp_first, queries, hidden, head_dim, lane);
+    if (warp_first >= queries) return;
+    store(dq + task.query(first), dq_sum, scale, scale, q_tile, warp_first, queries, hidden, head_dim, lane);
 }
 KERNEL(backward_queries)

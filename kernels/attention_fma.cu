@@ -64,7 +64,8 @@ __device__ inline void multiply(float (&c)[4][COLUMNS], const float* a, int a_ro
 }
 
 // A thread's part of 4 rows, of which the tile has `rows`.
-__device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int column, int rows, u32 hidden, int head_dim) {
+__device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int column, int rows, u32 hidden,
+                             int head_dim) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -75,9 +76,7 @@ __device__ inline void store(T* to, const float (&c)[4][COLUMNS], int row, int c
 
 // Shared memory: q and k or v [TILE, PITCH], probabilities [TILE, SCORES].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    forward(T* out, float* lse, const T* q, const T* k, const T* v, const u32* offsets, const u64* example_ids,
-            const uint4* tiles, u32 firsts, u32 rows, int head_dim, float scale, u64 dropout_key, u32 site, u32 threshold,
-            float dropout_scale) {
+    forward(T* out, float* lse, const T* q, const T* k, const T* v, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     const u32 hidden = task.hidden;
@@ -150,8 +149,8 @@ struct Backward {
     float *q, *dout, *k, *v, *p, *ds;
 
     __device__ Backward(const Task& task, const Mask& mask, const float* lse, const float* dots, float scale)
-        : task(task), mask(mask), lse(lse + task.lse()), dots(dots + task.lse()), scale(scale), row(threadIdx.x / 16 * 4),
-          column(threadIdx.x % 16), q((float*)dynamic_shared()), dout(q + TILE * PITCH), k(dout + TILE * PITCH),
+        : task(task), mask(mask), lse(lse + task.lse()), dots(dots + task.lse()), scale(scale),
+          row(threadIdx.x / 16 * 4), column(threadIdx.x % 16), q((float*)dynamic_shared()), dout(q + TILE * PITCH), k(dout + TILE * PITCH),
           v(k + TILE * PITCH), p(v + TILE * PITCH), ds(p + TILE * SCORES) {}
 
     // Queries past the end have zeros for q, dout, lse and dots: they give p = 1 and ds = 0, and add nothing.
@@ -179,9 +178,7 @@ struct Backward {
 //
 // Shared memory, here and in the next: q, dout, k, v [TILE, PITCH], p, ds [TILE, SCORES].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                  const u32* offsets, const u64* example_ids, const uint4* tiles, u32 firsts, u32 rows, int head_dim,
-                  float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+    backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     Backward b(task, mask, lse, dots, scale);
@@ -208,9 +205,7 @@ KERNEL(backward_keys)
 
 // dq of a tile of queries.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots,
-                     const u32* offsets, const u64* example_ids, const uint4* tiles, u32 firsts, u32 rows, int head_dim,
-                     float scale, u64 dropout_key, u32 site, u32 threshold, float dropout_scale) {
+    backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* dots, TASK_PARAMETERS) {
     const Task task(offsets, tiles, firsts, rows, head_dim);
     const Mask mask(dropout_key, example_ids[task.sequence], site, threshold, dropout_scale);
     Backward b(task, mask, lse, dots, scale);

@@ -67,7 +67,9 @@ template <class T, class F> inline T shuffle(const char* name, unsigned mask, T 
 
 // Width is a power of two up to 32: the warp is as many independent parts.
 template <class T> inline T __shfl_sync(unsigned mask, T x, int lane, int width = 32) {
-    return emulator::shuffle("__shfl_sync", mask, x, lane, [=](int i, int lane) { return i / width * width + lane % width; });
+    return emulator::shuffle("__shfl_sync", mask, x, lane, [=](int i, int lane) {
+        return i / width * width + lane % width;
+    });
 }
 template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits, int width = 32) {
     return emulator::shuffle("__shfl_xor_sync", mask, x, bits, [=](int i, int bits) {
@@ -75,10 +77,14 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits, int wi
     });
 }
 template <class T> inline T __shfl_down_sync(unsigned mask, T x, int by, int width = 32) {
-    return emulator::shuffle("__shfl_down_sync", mask, x, by, [=](int i, int by) { return i % width + by < width ? i + by : i; });
+    return emulator::shuffle("__shfl_down_sync", mask, x, by, [=](int i, int by) {
+        return i % width + by < width ? i + by : i;
+    });
 }
 template <class T> inline T __shfl_up_sync(unsigned mask, T x, int by, int width = 32) {
-    return emulator::shuffle("__shfl_up_sync", mask, x, by, [=](int i, int by) { return i % width - by >= 0 ? i - by : i; });
+    return emulator::shuffle("__shfl_up_sync", mask, x, by, [=](int i, int by) {
+        return i % width - by >= 0 ? i - by : i;
+    });
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     unsigned operand = predicate != 0;
@@ -130,7 +136,8 @@ inline float exp2_fast(float x) { return exp2f(x); }
 
 template <int BYTES> inline void cp_async(void* shared, const void* global, bool valid) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-    if ((uintptr_t)shared % BYTES || (uintptr_t)global % BYTES) emulator::fail("cp_async: not aligned to %d bytes", BYTES);
+    if ((uintptr_t)shared % BYTES || (uintptr_t)global % BYTES)
+        emulator::fail("cp_async: not aligned to %d bytes", BYTES);
     auto& fiber = *emulator::fibers[emulator::current];
     fiber.copies.push_back({shared, global, BYTES, valid, fiber.groups});
 }

@@ -60,13 +60,25 @@ __attribute__((noinline)) inline void suspend() {
     if (_setjmp(fibers[current]->here) == 0) _longjmp(scheduler, 1);
 }
 
+// Says where this happened, and what.
+inline void vreport(const char* format, va_list list) {
+    int n = snprintf(error, sizeof error, "block (%u, %u, %u), thread (%u, %u, %u): ", blockIdx.x, blockIdx.y,
+                     blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+    vsnprintf(error + n, sizeof error - n, format, list);
+}
+
+inline void report(const char* format, ...) {
+    va_list list;
+    va_start(list, format);
+    vreport(format, list);
+    va_end(list);
+}
+
 // Ends the launch; does not return.
 inline void fail(const char* format, ...) {
     va_list list;
     va_start(list, format);
-    int n = snprintf(error, sizeof error, "block (%u, %u, %u), thread (%u, %u, %u): ", blockIdx.x, blockIdx.y, blockIdx.z,
-                     threadIdx.x, threadIdx.y, threadIdx.z);
-    vsnprintf(error + n, sizeof error - n, format, list);
+    vreport(format, list);
     va_end(list);
     _longjmp(scheduler, 1);
 }
@@ -155,14 +167,13 @@ inline void run_block(bool backwards) {
     for (unsigned i = 0; i < threads; i++) {
         if (fibers[i]->state == State::Done) continue;
         threadIdx = fibers[i]->thread;
-        snprintf(error, sizeof error, "block (%u, %u, %u), thread (%u, %u, %u) waits forever in %s: others have ended or wait "
-                 "elsewhere", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, fibers[i]->name);
+        report("waits forever in %s: others have ended or wait elsewhere", fibers[i]->name);
         return;
     }
     auto broken = [](unsigned char c) { return c != POISON; };
     auto end = shared.end() - GUARD, begin = shared.begin() + (shared_start - (char*)shared.data());
     if (std::any_of(end, shared.end(), broken) || std::any_of(shared.begin(), begin, broken))
-        snprintf(error, sizeof error, "block (%u, %u, %u) wrote outside its dynamic shared memory", blockIdx.x, blockIdx.y, blockIdx.z);
+        report("somebody of this block wrote outside its dynamic shared memory");
 }
 
 // What Rust's Arg and a kernel's parameter have in common.

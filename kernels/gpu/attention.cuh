@@ -7,6 +7,11 @@ constexpr int D = HEAD_DIM;
 
 __device__ inline float minus_infinity() { return __uint_as_float(0xff800000); }
 
+// What kernels take last, all but the dots.
+#define TASK_PARAMETERS                                                                                                \
+    const u32 *offsets, const u64 *example_ids, const uint4 *tiles, u32 firsts, u32 rows, int head_dim, float scale,   \
+        u64 dropout_key, u32 site, u32 threshold, float dropout_scale
+
 // blockIdx.y is the head; blockIdx.x the entry (sequence, tile, first row, end) in `tiles`, or where there is no
 // table the sequence, whose first tile it is: then only first tokens ask.
 struct Task {

@@ -4,7 +4,8 @@ use crate::{Dropout, Packing};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::HashMap;
 
-/// Keys that forward has in shared memory at a time, and backward's passes queries or keys: `attention.cu` has the same.
+/// Keys that forward has in shared memory at a time, and queries or keys that backward's passes have: `attention.cu`
+/// has the same.
 const FORWARD_KEYS: usize = 64;
 const BACKWARD_ROWS: usize = 32;
 

@@ -42,8 +42,8 @@ template <int BYTES> __device__ inline void cp_async(void* shared, const void* g
                      "r"(valid ? 16 : 0)
                      : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES),
-                     "r"(valid ? BYTES : 0)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
+                     "n"(BYTES), "r"(valid ? BYTES : 0)
                      : "memory");
 }
 

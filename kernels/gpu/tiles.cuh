@@ -24,10 +24,12 @@ __device__ inline void load(float* column, const float* from, int count, int row
 
 // Operands of mma from a tile of 16 rows × 16 columns at (row, 8 * chunk), for this lane. `a` and `b`
 // have the tile's rows as the product's rows (a) or columns (b); transposed, its columns.
-template <int COLUMNS = D> __device__ inline void load_a(u32 (&a)[4], bf16* tile, int row, int chunk, int lane) {
+template <int COLUMNS = D>
+__device__ inline void load_a(u32 (&a)[4], bf16* tile, int row, int chunk, int lane) {
     ldmatrix(a, at<COLUMNS>(tile, row + lane % 16, chunk + lane / 16));
 }
-template <int COLUMNS = D> __device__ inline void load_a_transposed(u32 (&a)[4], bf16* tile, int row, int chunk, int lane) {
+template <int COLUMNS = D>
+__device__ inline void load_a_transposed(u32 (&a)[4], bf16* tile, int row, int chunk, int lane) {
     ldmatrix_transposed(a, at<COLUMNS>(tile, row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
 }
 __device__ inline void load_b(u32 (&b)[4], bf16* tile, int row, int chunk, int lane) {
@@ -51,8 +53,8 @@ __device__ inline void as_a(u32 (&a)[4], const float (&left)[4], const float (&r
 
 // A warp's 16 rows, times a factor for its upper and one for its lower 8, to `to`, by way of 16 rows of
 // shared memory that no other warp uses.
-__device__ inline void store(bf16* to, const float (&c)[D / 8][4], float upper, float lower, bf16* tile, int first, int rows,
-                             u32 hidden, int head_dim, int lane) {
+__device__ inline void store(bf16* to, const float (&c)[D / 8][4], float upper, float lower, bf16* tile, int first,
+                             int rows, u32 hidden, int head_dim, int lane) {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
