@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use kiln::config::{Config, Data, Format, Overrides, Source, Split};
-use kiln::data::sampler::Sampler;
+use kiln::data::sampler::{Sampler, Share};
 use kiln::data::{Part, Snapshot, Tokenizer, encode_texts, prepare};
 use kiln::pretrained::Classifier;
 use kiln_models::nn::Mode;
@@ -109,7 +109,7 @@ fn load(Options { common, max_length, batch, .. }: &Options, snapshot: &Snapshot
     let (mut seconds, mut tokens, mut rows) = (Vec::new(), 0, 0);
     for step in 0..sampler.steps_per_epoch() {
         let (batch, took) = timed(|| {
-            let batch = sampler.micro_batches(step);
+            let batch = sampler.micro_batches(step, Share::ALL).concat();
             for micro_batch in &batch {
                 let examples: Vec<_> = micro_batch.iter().map(|&i| dataset.example(i as usize)).collect();
                 let labels: Vec<_> = micro_batch.iter().filter_map(|&i| dataset.label(i as usize)).collect();

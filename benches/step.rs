@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use kiln::allocator::KeptPages;
 use kiln::config::{Config, Overrides};
-use kiln::data::sampler::{Sampler, cut};
+use kiln::data::sampler::{Sampler, Share, cut};
 use kiln::data::{Encoded, Example, Tokenizer, encode_texts, read_rows};
 use kiln::pretrained::Classifier;
 use kiln::train::{Optimizer, gradient_coverage};
@@ -137,7 +137,7 @@ impl Bench {
         if self.sampler.steps_per_epoch() == 1 {
             return cut(&(0..self.examples.len() as u32).collect::<Vec<_>>(), &self.lengths, tokens, 1);
         }
-        self.sampler.micro_batches(step)
+        self.sampler.micro_batches(step, Share::ALL).concat()
     }
 
     /// One step; its seconds, its tokens and its mean loss.

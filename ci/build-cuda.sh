@@ -3,7 +3,7 @@
 #
 # Builds kiln and the test binaries of its kernels, its models and itself for a machine with a GPU (sm_90, CUDA
 # 13.0), on one without: the compiler comes as pinned Python wheels, what is linked against are stubs. Leaves kiln,
-# kernels-tests, models-tests and integration-tests, stripped, in FOLDER (default target/cuda), and prints their
+# kiln-tests, kernels-tests, models-tests and integration-tests, stripped, in FOLDER (default target/cuda), and prints their
 # sizes. On the GPU's machine LD_LIBRARY_PATH has to name the folder of the real libraries; benches/gpu/run.sh
 # does all of that.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${KILN_CACHE:-$HOME/.cache/kiln}
 python=${KILN_PYTHON:-${KILN_BASE_PYTHON:-python3}}
 out=${1:-target/cuda}
-features=${KILN_CUDA_FEATURES:-cuda}
+features=nccl
 site=$cache/nvcc
 # nvcc takes any crt and nvvm, but later ones make PTX that 13.0's assembler and driver refuse.
 packages="nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
@@ -45,20 +45,16 @@ for package in json.load(sys.stdin)["packages"]:
 cargo build --locked --release --features "$features"
 mkdir -p "$out"
 strip -o "$out/kiln" "$CARGO_TARGET_DIR/release/kiln"
-strip_tests() { # what cargo takes to choose tests
-    cargo test --locked --release --no-run --message-format=json "$@" |
-        "$python" -c 'import json, sys
+cargo test --locked --release --workspace --lib --test integration --features "$features" --no-run --message-format=json |
+    "$python" -c 'import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("profile", {}).get("test") and message.get("executable"):
         print(message["target"]["name"].removeprefix("kiln_"), message["executable"])' |
-        while read -r name test; do
-            strip -o "$out/$name-tests" "$test"
-        done
-}
-strip_tests --package kiln-kernels --package kiln-models --lib --features "${features%%,*}"
-strip_tests --package kiln --test integration --features "$features"
+    while read -r package test; do
+        strip -o "$out/$package-tests" "$test"
+    done
 
-for binary in kiln kernels-tests models-tests integration-tests; do
+for binary in kiln kiln-tests kernels-tests models-tests integration-tests; do
     packed=$(gzip -c "$out/$binary" | wc -c)
     echo "build-cuda: $out/$binary: $(stat -c %s "$out/$binary") bytes, $packed packed"
     if [ "$binary" = kiln ] && [ "$packed" -ge $limit ]; then

@@ -1,10 +1,18 @@
 //! Flat memory for parameters, their gradients and the optimizer's moments.
-use crate::view::{Part, PartMut, View, ViewMut};
+use crate::{
+    lending::{Lendable, Lent},
+    threads,
+    view::{Part, PartMut, View, ViewMut},
+};
 use candle_core::{Device, Result, bail};
+use rayon::prelude::*;
 use std::ops::Range;
 
 #[cfg(feature = "cuda")]
 use crate::gpu::{self, cuda::Slice};
+
+/// Elements of one task.
+const CHUNK: usize = 32768;
 
 /// A flat array of `f32` on one device.
 #[derive(Debug)]
@@ -16,7 +24,7 @@ pub struct Buffer {
 #[derive(Debug)]
 enum Memory {
     /// The copy in bf16 is for tests, in which the emulator takes the host's memory for a GPU's.
-    Host { values: Vec<f32>, bf16: Option<Vec<u16>> },
+    Host { values: Lendable, bf16: Option<Vec<u16>> },
     /// The copy in bf16 is what products read; whoever writes the values writes it too.
     #[cfg(feature = "cuda")]
     Cuda { values: Slice<f32>, bf16: Option<Box<Slice<u16>>> },
@@ -25,7 +33,7 @@ enum Memory {
 impl Default for Buffer {
     /// An empty one on the CPU.
     fn default() -> Self {
-        Self { memory: Memory::Host { values: Vec::new(), bf16: None }, device: Device::Cpu }
+        Self { memory: Memory::Host { values: Lendable::default(), bf16: None }, device: Device::Cpu }
     }
 }
 
@@ -37,7 +45,7 @@ impl Buffer {
     /// not have.
     pub fn zeros(len: usize, device: &Device) -> Result<Self> {
         let memory = match device {
-            Device::Cpu => Memory::Host { values: vec![0.0; len], bf16: None },
+            Device::Cpu => Memory::Host { values: vec![0.0; len].into(), bf16: None },
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => Memory::Cuda { values: Slice::zeros(len, cuda)?, bf16: None },
             other => return Err(no_memory(other)),
@@ -51,7 +59,7 @@ impl Buffer {
     /// As [`zeros`](Self::zeros).
     pub fn from_vec(data: Vec<f32>, device: &Device) -> Result<Self> {
         let memory = match device {
-            Device::Cpu => Memory::Host { values: data, bf16: None },
+            Device::Cpu => Memory::Host { values: data.into(), bf16: None },
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => Memory::Cuda { values: Slice::upload(&data, cuda)?, bf16: None },
             other => return Err(no_memory(other)),
@@ -66,7 +74,9 @@ impl Buffer {
     /// On the CPU, which computes in f32.
     pub fn keep_bf16(&mut self) -> Result<()> {
         match &mut self.memory {
-            Memory::Host { values, bf16 } if cfg!(test) => *bf16 = Some(values.iter().map(|&x| round(x)).collect()),
+            Memory::Host { values, bf16 } if cfg!(test) => {
+                *bf16 = Some(values.all().iter().map(|&x| round(x)).collect())
+            }
             Memory::Host { .. } => bail!("a copy in bf16 was asked for on the CPU, which computes in f32"),
             #[cfg(feature = "cuda")]
             Memory::Cuda { values, bf16 } => {
@@ -104,7 +114,7 @@ impl Buffer {
     pub fn view(&self, range: Range<usize>) -> View<'_> {
         let part = match &self.memory {
             Memory::Host { values, bf16 } => {
-                Part::Host { values: &values[range.clone()], bf16: bf16.as_ref().map(|bf16| &bf16[range]) }
+                Part::Host { values: values.part(range.clone()), bf16: bf16.as_ref().map(|bf16| &bf16[range]) }
             }
             #[cfg(feature = "cuda")]
             Memory::Cuda { values, bf16 } => {
@@ -124,7 +134,7 @@ impl Buffer {
         #[cfg(feature = "cuda")]
         self.check(&range);
         let part = match &mut self.memory {
-            Memory::Host { values, .. } => PartMut::Host(&mut values[range]),
+            Memory::Host { values, .. } => PartMut::Host(values.part_mut(range)),
             #[cfg(feature = "cuda")]
             Memory::Cuda { values, .. } => PartMut::Cuda { values: values.address(range.start), len: range.len() },
         };
@@ -136,13 +146,13 @@ impl Buffer {
     /// # Errors
     /// Where two ranges overlap or one goes past the end.
     pub fn views_mut<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> Result<[ViewMut<'_>; N]> {
+        #[cfg(feature = "cuda")]
         let len = self.len();
         let device = &self.device;
         match &mut self.memory {
-            Memory::Host { values, .. } => match values.get_disjoint_mut(ranges.clone()) {
-                Ok(parts) => Ok(parts.map(|values| ViewMut { part: PartMut::Host(values), device })),
-                Err(e) => bail!("views {ranges:?} of a buffer of {len}: {e}"),
-            },
+            Memory::Host { values, .. } => {
+                Ok(values.parts_mut(ranges)?.map(|values| ViewMut { part: PartMut::Host(values), device }))
+            }
             #[cfg(feature = "cuda")]
             Memory::Cuda { values, .. } => {
                 let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
@@ -158,6 +168,40 @@ impl Buffer {
         }
     }
 
+    /// Lends a part to another thread, until it drops it. Until then whoever reaches for it here panics; on a
+    /// GPU nobody looks, and what is launched meanwhile is in no order with what the other launches.
+    ///
+    /// # Errors
+    /// Where the range goes past the end, or some of it is lent.
+    pub fn lend(&mut self, range: Range<usize>) -> Result<Lent> {
+        match &mut self.memory {
+            Memory::Host { values, .. } => values.lend(range).map(Lent::Host),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda { values, .. } => values.lend(range).map(Lent::Cuda),
+        }
+    }
+
+    /// Adds another buffer's elements to these.
+    ///
+    /// # Errors
+    /// Where it has another length or lies elsewhere.
+    pub fn add(&mut self, other: &Buffer) -> Result<()> {
+        if self.len() != other.len() {
+            bail!("a buffer of {} is to be added to one of {}", other.len(), self.len());
+        }
+        #[cfg(feature = "cuda")]
+        if let (Memory::Cuda { values: sum, .. }, Memory::Cuda { values, .. }) = (&self.memory, &other.memory) {
+            let cuda = gpu::cuda::expect(&self.device)?;
+            return gpu::elementwise::add_f32(&*cuda, sum.address(0), values.address(0), sum.len());
+        }
+        let (sum, other) = (self.host_mut("Buffer::add", "the sum")?, other.host("Buffer::add", "the other")?);
+        threads::install(|| {
+            let chunks = sum.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
+            chunks.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, x)| *sum += x));
+        });
+        Ok(())
+    }
+
     /// A copy of a part, on the host. A GPU is waited for.
     ///
     /// # Errors
@@ -167,7 +211,7 @@ impl Buffer {
     /// Where the range goes past the end, as indexing a slice does.
     pub fn read(&self, range: Range<usize>) -> Result<Vec<f32>> {
         match &self.memory {
-            Memory::Host { values, .. } => Ok(values[range].to_vec()),
+            Memory::Host { values, .. } => Ok(values.part(range).to_vec()),
             #[cfg(feature = "cuda")]
             Memory::Cuda { values, .. } => {
                 self.check(&range);
@@ -189,7 +233,7 @@ impl Buffer {
         self.check(&range);
         match &mut self.memory {
             Memory::Host { values: all, bf16 } => {
-                all[range.clone()].copy_from_slice(values);
+                all.part_mut(range.clone()).copy_from_slice(values);
                 for (copy, &value) in bf16.iter_mut().flat_map(|bf16| &mut bf16[range.clone()]).zip(values) {
                     *copy = round(value);
                 }
@@ -213,7 +257,7 @@ impl Buffer {
     pub fn fill(&mut self, value: f32) -> Result<()> {
         match &mut self.memory {
             Memory::Host { values, bf16 } => {
-                values.fill(value);
+                values.all_mut().fill(value);
                 bf16.iter_mut().for_each(|bf16| bf16.fill(round(value)));
             }
             #[cfg(feature = "cuda")]

@@ -14,6 +14,27 @@ pub fn cuda_device(ordinal: usize) -> Result<Device> {
     candle_core::bail!("CUDA device {ordinal} was asked for, but this build is without the feature `cuda`")
 }
 
+/// How many GPUs there are for [`cuda_device`]: none where this build is without the feature `cuda`, or the
+/// machine without a driver.
+pub fn cuda_devices() -> usize {
+    #[cfg(feature = "cuda")]
+    return crate::gpu::cuda::count().unwrap_or(0);
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
+/// Bytes of memory of a GPU that [`cuda_device`] opened: free ones, those that its pool keeps included, and
+/// all.
+///
+/// # Errors
+/// Where it did not open the device.
+pub fn cuda_memory(device: &Device) -> Result<(u64, u64)> {
+    #[cfg(feature = "cuda")]
+    return crate::gpu::cuda::memory(device);
+    #[cfg(not(feature = "cuda"))]
+    candle_core::bail!("the memory of {device:?} was asked for, but this build is without the feature `cuda`")
+}
+
 /// Keeps the kernels that are compiled for a GPU in `folder` from now on; until then it is
 /// `kiln-kernels` in the system's folder of temporary files.
 pub fn set_kernel_cache(folder: PathBuf) {

@@ -65,13 +65,33 @@ pub fn backward(dy: &Tensor, ids: &[u32], dtable: ViewMut) -> Result<()> {
     }
     on_gpu!(dy.device(), |gpu| crate::gpu::embedding::backward(&*gpu, dy, ids, dtable));
     let (dy, dtable) = (cpu::read(KERNEL, "dy", dy)?, dtable.into_host(KERNEL, "dtable")?);
+    if dtable.len() > FEW * hidden {
+        add(dtable, &dy, ids, hidden);
+        return Ok(());
+    }
+    // Token types: thousands of tokens add to one row, and in single precision each addition to a large
+    // sum rounds as much as the sum is large.
+    let mut sum = vec![0.0; dtable.len()];
+    for (dy, ids) in dy.chunks(BLOCK * hidden).zip(ids.chunks(BLOCK)) {
+        sum.fill(0.0);
+        add(&mut sum, dy, ids, hidden);
+        dtable.iter_mut().zip(&sum).for_each(|(d, sum)| *d += sum);
+    }
+    Ok(())
+}
+
+/// Rows of a table that is summed in blocks.
+const FEW: usize = 8;
+/// Tokens of a block.
+const BLOCK: usize = 64;
+
+fn add(table: &mut [f32], dy: &[f32], ids: &[u32], hidden: usize) {
     for (dy, &id) in dy.chunks_exact(hidden).zip(ids) {
         let row = id as usize * hidden;
-        for (d, &dy) in dtable[row..row + hidden].iter_mut().zip(dy) {
+        for (d, &dy) in table[row..row + hidden].iter_mut().zip(dy) {
             *d += dy;
         }
     }
-    Ok(())
 }
 
 fn check(kernel: &str, table: &str, len: usize, ids: &[u32], hidden: usize) -> Result<()> {

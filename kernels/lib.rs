@@ -32,6 +32,7 @@ mod cpu;
 mod device;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
+mod lending;
 mod packing;
 mod product;
 mod random;
@@ -58,8 +59,11 @@ pub mod threads;
 pub use add::add;
 pub use buffer::Buffer;
 pub use candle_core::{DType, Device, Error, Result, Tensor};
-pub use device::{allow_tf32, cuda_device, set_kernel_cache};
+pub use device::{allow_tf32, cuda_device, cuda_devices, cuda_memory, set_kernel_cache};
 pub use dropout::Dropout;
+#[cfg(feature = "cuda")]
+pub use gpu::cuda::OnGpu;
+pub use lending::{Lent, OnHost};
 pub use linear::Grad;
 pub use packing::Packing;
 pub use view::{View, ViewMut};

@@ -1,7 +1,7 @@
 //! Register tiles: the inner loops of every matrix product.
 //!
-//! Every element is summed over `k` in order by one accumulator, so a result does not depend on
-//! how the work was cut.
+//! Every element is summed over `k` in order by one accumulator, and then added to what is there, so a
+//! result does not depend on how the work was cut.
 use crate::simd::{Level, level};
 
 /// Where columns are a multiple of this, every tile is as wide as vectors are.
@@ -125,10 +125,8 @@ impl Product {
         // SAFETY: rows and columns are within the matrices.
         unsafe {
             let c = self.c.add(row * self.c_row + column);
-            match self.start {
-                Start::Zero => {}
-                Start::Sum => (0..R).for_each(|r| total[r] = *c.add(r * self.c_row).cast::<[f32; W]>()),
-                Start::Row(start) => total = [*start.add(column).cast::<[f32; W]>(); R],
+            if let Start::Row(start) = self.start {
+                total = [*start.add(column).cast::<[f32; W]>(); R];
             }
             let a = self.a.add(row * self.a_row);
             let b = self.b.add(column);
@@ -142,7 +140,12 @@ impl Product {
                 }
             }
             for r in 0..R {
-                *c.add(r * self.c_row).cast::<[f32; W]>() = total[r];
+                let c = c.add(r * self.c_row).cast::<[f32; W]>();
+                if self.start == Start::Sum {
+                    // At the end: a long sum goes on block by block, and rounds less than a chain of all terms.
+                    (0..W).for_each(|w| total[r][w] += (*c)[w]);
+                }
+                *c = total[r];
             }
         }
     }

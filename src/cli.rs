@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Overrides;
+use crate::config::{Overrides, Processes};
 use crate::data::sample;
 
 /// Fine-tunes transformer classifiers: text in, a tested ONNX model out.
@@ -49,7 +49,7 @@ pub struct Options {
 impl Options {
     /// What these options lay over an experiment file.
     pub fn overrides(&self) -> Overrides {
-        Overrides { sets: self.set.clone(), root: self.root.clone(), threads: self.threads.map(usize::from) }
+        Overrides { sets: self.set.clone(), root: self.root.clone(), threads: self.threads.map(usize::from), ranks: 1 }
     }
 
     /// Says what only `-v` asks for.
@@ -73,7 +73,8 @@ pub enum Command {
   kiln train                                    the embedded sample, end to end
   kiln train experiments/bbc.toml
   kiln train experiments/bbc.toml --set train.epochs=1 --stop-after train
-  kiln train experiments/bbc.toml --resume bbc/3")]
+  kiln train experiments/bbc.toml --resume bbc/3
+  kiln train experiments/bbc.toml --nproc-per-node 4")]
     Train(Train),
     /// Reads, deduplicates, splits and encodes the data
     #[command(after_help = "Example:
@@ -94,6 +95,12 @@ pub enum Command {
     #[command(after_help = "Example:
   kiln check experiments/bbc.toml --set train.batch_size=32")]
     Check(File),
+    /// Measures how fast N processes train together, for each N
+    #[command(after_help = "Examples:
+  kiln bench                                    1 and 2 processes on the embedded sample
+  kiln bench experiments/bbc.toml --world-sizes 1,2,4,8 --output scaling
+  kiln bench experiments/bbc.toml --from scaling/bench.json --simulate --times-as-fast 100")]
+    Bench(Bench),
     /// Lists the architectures that kiln trains
     #[command(after_help = "Example:
   kiln models --json")]
@@ -131,6 +138,39 @@ pub struct Train {
     /// Starts a new run, whatever is unfinished
     #[arg(long)]
     pub new: bool,
+    /// Where the processes run that train together.
+    #[command(flatten)]
+    pub nodes: Nodes,
+}
+
+/// Processes that train together. Under torchrun, Slurm or SageMaker nothing of it need be said.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Many processes")]
+pub struct Nodes {
+    /// Processes to start on this machine: a number, or one for each `gpu` [default:
+    /// train.distributed.nproc_per_node]
+    #[arg(long, value_name = "N|gpu", value_parser = processes)]
+    pub nproc_per_node: Option<Processes>,
+    /// Machines
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub nnodes: u16,
+    /// This machine, from 0
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "master_addr")]
+    pub node_rank: u16,
+    /// Machine 0, as the others reach it
+    #[arg(long, value_name = "HOST", requires = "nnodes")]
+    pub master_addr: Option<String>,
+    /// Where machine 0 listens
+    #[arg(long, value_name = "PORT", default_value_t = 29500, value_parser = clap::value_parser!(u16).range(1..))]
+    pub master_port: u16,
+}
+
+fn processes(text: &str) -> Result<Processes, String> {
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(Processes::Count(count)),
+        _ if text == "gpu" => Ok(Processes::Gpu),
+        _ => Err("needs a number from 1 to 1024, or gpu".into()),
+    }
 }
 
 /// A stage of `kiln train`.
@@ -169,6 +209,75 @@ pub struct Infer {
     /// Predicts with model.int8.onnx, which `export.quantize = "int8"` makes; the test is of both models
     #[arg(long, requires = "input")]
     pub int8: bool,
+}
+
+/// `kiln bench`
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// The experiment file: its first model is measured.
+    #[command(flatten)]
+    pub experiment: File,
+    /// Processes to measure with; efficiency is by the first
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub world_sizes: Vec<u16>,
+    /// Optimizer steps that count
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Optimizer steps before them
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warmup: u64,
+    /// How often all of it is done: on a busy machine the world sizes take turns
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub rounds: u16,
+    /// Keeps the global batch as it is [default: each process gets train.batch_size]
+    #[arg(long)]
+    pub strong: bool,
+    /// Writes bench.json, bench.md and scaling.png into this folder
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Takes the measurements of an earlier bench.json in place of making them
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// Predicts the efficiency on many GPUs from the step of one process
+    #[arg(long)]
+    pub simulate: bool,
+    /// What is simulated.
+    #[command(flatten)]
+    pub network: Network,
+    /// Where rank 0 writes what it has measured: the agent gives it to the ranks
+    #[arg(long, hide = true)]
+    pub measurement: Option<PathBuf>,
+}
+
+/// Computers that are simulated.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Simulation")]
+pub struct Network {
+    /// GPUs in all
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "8,16,32,64,128,256,512", value_parser = clap::value_parser!(u32).range(1..))]
+    pub gpus: Vec<u32>,
+    /// GPUs of a machine
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub gpus_per_machine: u16,
+    /// GB/s in each direction between GPUs of a machine
+    #[arg(long, value_name = "GB/S", default_value_t = 450.0, value_parser = positive)]
+    pub within: f64,
+    /// Gb/s in each direction between a machine and the others: each is simulated
+    #[arg(long, value_name = "GBIT/S,…", value_delimiter = ',', default_value = "400,3200", value_parser = positive)]
+    pub between: Vec<f64>,
+    /// Microseconds for a hop within a machine
+    #[arg(long, value_name = "US", default_value_t = 3.0, value_parser = positive)]
+    pub latency_within: f64,
+    /// Microseconds for a hop between machines
+    #[arg(long, value_name = "US", default_value_t = 15.0, value_parser = positive)]
+    pub latency_between: f64,
+    /// The GPU computes so many times as fast as what was measured
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    pub times_as_fast: f64,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or("needs a number above 0".into())
 }
 
 /// `kiln sample`

@@ -36,6 +36,9 @@ pub struct Config {
     pub data: Data,
     /// The models to train; one at least, with unique names.
     pub models: Vec<Model>,
+    /// How many processes train them together.
+    #[serde(default)] // runs made before the key was there
+    pub distributed: Distributed,
     /// How models become ONNX files.
     pub export: Export,
     /// How exported models are run.
@@ -204,6 +207,9 @@ pub struct Train {
     pub batch_size: usize,
     /// Tokens that go through at once at most; splits the batch, changes no result.
     pub micro_batch_tokens: usize,
+    /// Whether a GPU's memory decides how many that are, in their place.
+    #[serde(default, skip_serializing_if = "is_default")] // it changes no result
+    pub micro_batch_auto: bool,
     /// Micro-batches a batch is split into at least.
     pub gradient_accumulation_steps: usize,
     /// Peak learning rate.
@@ -242,11 +248,77 @@ pub struct Train {
     pub early_stopping_patience: usize,
     /// CPU threads.
     pub threads: usize,
+    /// Where it is trained.
+    #[serde(default, skip_serializing_if = "is_default")] // runs from before: their hash stays what it was
+    pub device: Device,
+    /// What products compute in.
+    #[serde(default, skip_serializing_if = "is_default")] // as above
+    pub dtype: Dtype,
+    /// Gradients have the same bits on 1, 2, 4 and 8 processes.
+    #[serde(default, skip_serializing_if = "is_default")] // as above
+    pub deterministic: bool,
     /// Layers keep their input alone for backward and are computed again there: less memory, more time.
     #[serde(default)] // runs from before there was this key
     pub recompute: bool,
     /// An earlier run's model to start from, as `experiment/run_num/model`.
     pub init_from: Option<String>,
+}
+
+/// How many processes train together. What they make depends on it in the last bits alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distributed {
+    /// Processes on each machine.
+    pub nproc_per_node: Processes,
+    /// Seconds that ranks wait for one another.
+    pub timeout_s: u64,
+    /// Gradients that are summed at once, in MB.
+    pub bucket_mb: u64,
+}
+
+/// Processes on each machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Processes {
+    /// So many.
+    Count(usize),
+    /// One for each GPU.
+    Gpu,
+}
+
+impl Default for Distributed {
+    fn default() -> Self {
+        Self { nproc_per_node: Processes::Count(1), timeout_s: 600, bucket_mb: 25 }
+    }
+}
+
+/// Where a model is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// On a GPU where this build and the machine have one, else on the CPU.
+    #[default]
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On a GPU for each process.
+    Cuda,
+}
+
+/// What the products of a model compute in. Weights, their gradients, norms, softmax and the loss are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Single precision, with factors rounded to 10 bits of mantissa; on a GPU.
+    Tf32,
+    /// bfloat16, as activations are then; on a GPU.
+    Bf16,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// When training ends.

@@ -14,10 +14,10 @@
 //!    8-bit integers too, where that is asked for.
 //! 6. [`infer`] runs ONNX Runtime on the unseen test part, or on new rows.
 //!
-//! Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,
+//! [`dist`] makes many processes train one model. Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,
 //! [`track`] the events of a training, [`report`] tables and pictures made from a run's files alone,
 //! [`cli`] and [`commands`] the verbs, [`mod@error`] whose fault an error is. Arrows point down only:
-//! commands → train, export, infer, report → data, metrics, track, store → config.
+//! commands → train, export, infer, report → data, dist, metrics, track, store → config.
 #![warn(missing_docs)]
 
 pub mod allocator;
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod data;
+pub mod dist;
 pub mod error;
 pub mod export;
 pub mod infer;

@@ -1,6 +1,9 @@
 //! The one integration binary: a module for each concern.
 
+mod bench;
 mod data;
+#[cfg(target_os = "linux")] // they look into /proc
+mod distributed;
 mod memory;
 mod parity;
 mod pipeline;

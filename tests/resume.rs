@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 
 use crate::support::kiln;
 
-const STEPS: u64 = 300;
+pub const STEPS: u64 = 300;
 
 /// A small experiment in a folder of its own: 3 labels, dropout, two evaluations an epoch.
-fn experiment(folder: &Path) -> PathBuf {
+pub fn experiment(folder: &Path) -> PathBuf {
     let words = ["audit", "policy", "breach", "invoice", "tunnel", "cipher", "lease", "vendor", "quorum", "patch"];
     let rows: String = (0..180usize)
         .map(|i| {
@@ -51,40 +51,40 @@ threads = 2
     file
 }
 
-fn train(file: &Path) -> Command {
+pub fn train(file: &Path) -> Command {
     let mut command = kiln();
     command.args(["train", "--offline", "--stop-after", "train"]).arg(file);
     command
 }
 
-fn model_dir(file: &Path) -> PathBuf {
+pub fn model_dir(file: &Path) -> PathBuf {
     file.with_file_name("runs/killed/runs/1/tiny")
 }
 
-fn weights(file: &Path) -> String {
+pub fn weights(file: &Path) -> String {
     let bytes = fs::read(model_dir(file).join("model/model.safetensors")).unwrap();
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The evaluations of metrics.jsonl: the whole curve, not only its end.
-fn evaluations(file: &Path) -> Vec<String> {
+pub fn evaluations(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(model_dir(file).join("metrics.jsonl")).unwrap();
     text.lines().filter(|line| line.contains("\"evaluation\"")).map(str::to_owned).collect()
 }
 
-fn logged_step(file: &Path) -> u64 {
+pub fn logged_step(file: &Path) -> u64 {
     let text = fs::read_to_string(model_dir(file).join("metrics.jsonl")).unwrap_or_default();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let last = whole.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     last.and_then(|record| record["step"].as_u64()).unwrap_or(0)
 }
 
-fn newest_checkpoint(file: &Path) -> Option<u64> {
+pub fn newest_checkpoint(file: &Path) -> Option<u64> {
     let entries = fs::read_dir(model_dir(file).join("checkpoints")).ok()?;
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).max()
 }
 
-fn wait(mut child: Child) -> Output {
+pub fn wait(mut child: Child) -> Output {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(started.elapsed() < Duration::from_secs(120), "kiln does not end");

@@ -27,6 +27,12 @@ pub(crate) fn add(gpu: &impl Gpu, destination: Tensor, source: &Tensor) -> Resul
     update(gpu, &ADD, "add", "add", ["destination", "source"], destination, source)
 }
 
+/// Adds `len` f32 to others, in place.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // the emulator's buffers are the host's
+pub(crate) fn add_f32(gpu: &impl Gpu, to: u64, from: u64, len: usize) -> Result<()> {
+    launch(gpu, &ADD, "add_f32", &[Arg::Pointer(to), Arg::Pointer(from)], len, 4)
+}
+
 /// y = f(x).
 fn map(gpu: &impl Gpu, module: &Module, kernel: &'static str, x: &Tensor) -> Result<Tensor> {
     let operands = Operands::like(kernel, "x", x)?;

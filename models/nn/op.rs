@@ -63,7 +63,8 @@ pub(super) fn apply_at<O: Op>(origin: &Origin, op: O, xs: &[&Tensor]) -> Result<
             let slots: Vec<Option<usize>> = values.iter().map(|value| value.slot).collect();
             let slot = match tape {
                 Some(tape) if is_recorded(&op, &slots) => {
-                    Some(tape.record(slots, move |dy, gradients| op.backward(saved, dy, gradients)))
+                    let trained = op.parameters().into_iter().filter(|p| p.is_trainable()).cloned().collect();
+                    Some(tape.record(slots, trained, move |dy, gradients| op.backward(saved, dy, gradients)))
                 }
                 _ => None,
             };

@@ -115,7 +115,9 @@ impl Planner {
         let slot = match &self.tape {
             Some(tape) if is_recorded(op, &slots) => {
                 let (meter, dims) = (self.meter.clone(), xs.iter().map(|x| x.dims.clone()).collect::<Vec<_>>());
-                Some(tape.record(slots, move |dy, gradients| meter.backward(&cost, &dims, kept, dy, gradients)))
+                let backward =
+                    move |dy, gradients: &mut Gradients<'_, Block>| meter.backward(&cost, &dims, kept, dy, gradients);
+                Some(tape.record(slots, Vec::new(), backward))
             }
             _ => None,
         };

@@ -2,11 +2,12 @@
 //! saved as it goes.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use kiln_kernels::Grad;
 
-use super::{Data, Tensor};
+use super::{Data, Parameter, Tensor};
 use crate::{Error, Result};
 
 /// A recording of one forward. Clones share it.
@@ -28,10 +29,19 @@ type Backward<T> = Box<dyn FnOnce(T, &mut Gradients<'_, T>) -> Result<()>>;
 type Forward<T> = Box<dyn Fn(&Tape<T>) -> Result<Tensor>>;
 
 enum Entry<T> {
-    /// One op.
-    Op { inputs: Vec<Option<usize>>, backward: Backward<T> },
-    /// A part of the forward that kept nothing, to be done again before it is gone back through.
-    Again(Forward<T>),
+    /// One op, and the parameters that its backward adds gradients to.
+    Op { inputs: Vec<Option<usize>>, parameters: Vec<Parameter>, backward: Backward<T> },
+    /// A part of the forward that kept nothing, to be done again before it is gone back through, and
+    /// the parameters that its ops add gradients to, as often as they do.
+    Again { forward: Forward<T>, parameters: Vec<Parameter> },
+}
+
+impl<T> Entry<T> {
+    fn parameters(&self) -> &[Parameter] {
+        match self {
+            Self::Op { parameters, .. } | Self::Again { parameters, .. } => parameters,
+        }
+    }
 }
 
 impl<T> Clone for Tape<T> {
@@ -51,18 +61,21 @@ impl<T> Tape<T> {
     pub(super) fn record(
         &self,
         inputs: Vec<Option<usize>>,
+        parameters: Vec<Parameter>,
         backward: impl FnOnce(T, &mut Gradients<'_, T>) -> Result<()> + 'static,
     ) -> usize {
-        self.push(Entry::Op { inputs, backward: Box::new(backward) })
+        self.push(Entry::Op { inputs, parameters, backward: Box::new(backward) })
     }
 
     /// Does `forward` and forgets what it recorded: one entry does it again in backward.
     pub(super) fn recompute(&self, forward: impl Fn(&Self) -> Result<Tensor> + 'static) -> Result<Tensor> {
         let start = self.len();
         let y = forward(self)?;
-        self.0.borrow_mut().truncate(start);
+        let done = self.0.borrow_mut().split_off(start);
+        let parameters = done.iter().flat_map(|entry| entry.parameters().iter().cloned()).collect();
+        drop(done);
         Ok(match y.slot() {
-            Some(_) => y.recorded(self.push(Entry::Again(Box::new(forward)))),
+            Some(_) => y.recorded(self.push(Entry::Again { forward: Box::new(forward), parameters })),
             None => y, // nothing in it is trained
         })
     }
@@ -89,18 +102,67 @@ impl<T> Tape<T> {
     /// # Errors
     /// `output` is not on this tape, or a kernel's error.
     pub fn backward(&self, output: &Tensor, dy: T) -> Result<()> {
+        self.backward_with(output, dy, |_| Ok(()))
+    }
+
+    /// As [`backward`](Self::backward); `complete` hears of each parameter when its last use on the tape
+    /// has added to its gradient, while the rest goes on. What no op on the tape uses it does not hear of.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), and what `complete` returns.
+    pub fn backward_with(
+        &self,
+        output: &Tensor,
+        dy: T,
+        mut complete: impl FnMut(&Parameter) -> Result<()>,
+    ) -> Result<()> {
+        let mut uses = Uses::default();
+        self.0.borrow().iter().for_each(|entry| uses.add(entry.parameters()));
         let mut slots: Vec<Option<T>> = Vec::new();
         slots.resize_with(self.len(), || None);
         slots[slot(output)?] = Some(dy);
         while let Some(entry) = self.pop() {
-            let Some(dy) = slots.pop().flatten() else { continue };
-            match entry {
-                Entry::Op { inputs, backward } => backward(dy, &mut Gradients { slots: &mut slots, inputs: &inputs })?,
-                Entry::Again(forward) => {
+            let dy = slots.pop().flatten();
+            match (entry, dy) {
+                (Entry::Op { inputs, parameters, backward }, dy) => {
+                    if let Some(dy) = dy {
+                        backward(dy, &mut Gradients { slots: &mut slots, inputs: &inputs })?;
+                    }
+                    uses.end(&parameters, &mut complete)?;
+                }
+                (Entry::Again { forward, parameters }, Some(dy)) => {
                     // It records where it stood: its input's slot is below, and its ops come next.
+                    let start = self.len();
                     let output = slot(&forward(self)?)?;
+                    self.0.borrow()[start..].iter().for_each(|entry| uses.add(entry.parameters()));
+                    uses.end(&parameters, &mut complete)?; // none is the last: they are there again
                     slots.resize_with(self.len(), || None);
                     slots[output] = Some(dy);
+                }
+                (Entry::Again { parameters, .. }, None) => uses.end(&parameters, &mut complete)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often each parameter is still to be added to, by its place in the buffers.
+#[derive(Default)]
+struct Uses(HashMap<usize, usize>);
+
+impl Uses {
+    fn add(&mut self, parameters: &[Parameter]) {
+        for parameter in parameters {
+            *self.0.entry(parameter.range().start).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, parameters: &[Parameter], complete: &mut impl FnMut(&Parameter) -> Result<()>) -> Result<()> {
+        for parameter in parameters {
+            if let Some(uses) = self.0.get_mut(&parameter.range().start) {
+                *uses -= 1;
+                if *uses == 0 {
+                    complete(parameter)?;
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! One verb a file: parse, call, print.
 
+pub mod bench;
 pub mod check;
 pub mod export;
 pub mod infer;
 pub mod models;
 pub mod prepare;
+pub mod ranks;
 pub mod sample;
 pub mod train;
 
@@ -15,6 +17,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
+use crate::infer::runtime;
 
 /// Does what the command line says.
 ///
@@ -22,11 +25,15 @@ use crate::cli::{Cli, Command};
 /// The command's; [`exit_code`](crate::error::exit_code) says whose fault one is.
 pub fn run(cli: &Cli) -> Result<ExitCode> {
     let options = &cli.options;
+    if let Some(cache) = runtime::cache() {
+        kiln_kernels::set_kernel_cache(cache.join("kernels"));
+    }
     match &cli.command {
         Command::Train(args) => train::run(args, options),
         Command::Prepare(args) => prepare::run(args, options),
         Command::Export(args) => export::run(args, options),
         Command::Infer(args) => infer::run(args, options),
+        Command::Bench(args) => bench::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),

@@ -29,13 +29,11 @@ pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
 /// # Errors
 /// The user's, of the models; files that cannot be read or written.
 pub(super) fn encode_and_print(config: &Config, snapshot: &Snapshot, options: &Options) -> Result<ExitCode> {
-    let experiment = Experiment::new(&config.root, &config.name);
     let parts: Vec<Part> = Part::ALL.into_iter().filter(|part| snapshot.has(*part)).collect();
 
     let mut encodings = serde_json::Map::new();
     for model in &config.models {
-        let files = experiment.run(0).model(&model.name);
-        let job = Job { config, model, snapshot, files: &files, quiet: options.quiet };
+        let job = Job { config, model, snapshot, files: None, quiet: options.quiet };
         let encoding = job.start(&parts)?.encoding;
         let cards = parts.iter().map(|part| Ok((part.to_string(), serde_json::to_value(encoding.card(*part)?)?)));
         encodings.insert(model.name.clone(), cards.collect::<Result<serde_json::Map<_, _>>>()?.into());

@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::ranks::{self, Task};
 use super::{check, prepare};
 use crate::cli::{Options, Stage, Train};
-use crate::config::{self, Config, Quantize};
+use crate::config::{self, Config, Overrides, Quantize};
 use crate::data::{self, Part, Snapshot};
+use crate::dist::{Communicator, World};
 use crate::error::say;
 use crate::export::{export_model, quantize_model};
 use crate::infer::{Runtime, Setting, runtime};
@@ -20,19 +22,49 @@ use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
 /// The user's, of the file and the data; and whatever stops a stage. The run says `failed` then, and
 /// goes on from its last checkpoint when it is started again.
 pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
-    let config = Config::load(args.experiment.file.as_deref(), &options.overrides())?;
+    let launched = ranks::launched()?;
+    let local_ranks = launched.as_ref().map_or(1, |world| world.local_world_size);
+    let overrides = Overrides { ranks: local_ranks, ..options.overrides() };
+    let config = Config::load(args.experiment.file.as_deref(), &overrides)?;
+    let world = match ranks::Part::of_this_process(&args.nodes, &config)? {
+        ranks::Part::Agent(launch) if args.stop_after != Some(Stage::Prepare) => {
+            return ranks::watch(&launch, &Signals::listen()?, &[]);
+        }
+        ranks::Part::Agent(_) => World::solo(), // preparing is one process's work
+        ranks::Part::Rank(world) => world,
+    };
+    if world.rank > 0 && args.stop_after == Some(Stage::Prepare) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if world.rank > 0 {
+        let ranks = ranks::join(world, &config)?;
+        let followed = ranks::follow(&ranks, &config, &Signals::listen()?);
+        return followed.inspect_err(|error| ranks.abort(&format!("{error:#}")));
+    }
     check::check(&config, args.data.as_deref())?;
     let runtime = match args.stop_after {
         Some(Stage::Prepare | Stage::Train) => None,
         None | Some(Stage::Export) => Some(runtime::ensure(options.offline)?), // now, not after an hour of training
     };
+    let ranks = ranks::join(world, &config)?;
+    lead(args, options, &config, runtime, &ranks).inspect_err(|error| ranks.abort(&format!("{error:#}")))
+}
+
+/// The main process's part.
+fn lead(
+    args: &Train,
+    options: &Options,
+    config: &Config,
+    runtime: Option<&Runtime>,
+    ranks: &Communicator,
+) -> Result<ExitCode> {
     let experiment = Experiment::new(&config.root, &config.name);
     let snapshot = match &args.data {
         Some(dir) => Snapshot::open(dir)?,
         None => data::prepare(&config.data, &experiment.data_dir())?,
     };
     if args.stop_after == Some(Stage::Prepare) {
-        return prepare::encode_and_print(&config, &snapshot, options);
+        return prepare::encode_and_print(config, &snapshot, options);
     }
 
     let choice = match (&args.resume, args.new) {
@@ -40,21 +72,13 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         (None, true) => Choice::New,
         (None, false) => Choice::Auto,
     };
-    let Opened { run, resumed } = experiment.open_run(&config, snapshot.hash(), snapshot.dir(), &choice)?;
+    let Opened { run, resumed } = experiment.open_run(config, snapshot.hash(), snapshot.dir(), &choice)?;
     options.note(|| format!("snapshot {} in {}", snapshot.hash(), snapshot.dir().display()));
     if let Some(runtime) = runtime {
         options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
     }
-    let pipeline = Pipeline { config: &config, snapshot: &snapshot, run: &run, options };
+    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, options, ranks };
     pipeline.announce(resumed)?;
-    for (model, threads) in run.pins()?.threads {
-        let now = config.models.iter().find(|m| m.name == model).map_or(threads, |m| m.train.threads);
-        if now != threads {
-            say(format_args!(
-                "warning: {model} was started on {threads} threads and goes on with {now}: last bits may differ"
-            ));
-        }
-    }
     match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
             run.finish(if args.stop_after.is_some() { Status::Stopped } else { Status::Finished })?;
@@ -78,6 +102,7 @@ struct Pipeline<'a> {
     snapshot: &'a Snapshot,
     run: &'a Run,
     options: &'a Options,
+    ranks: &'a Communicator,
 }
 
 impl Pipeline<'_> {
@@ -101,14 +126,19 @@ impl Pipeline<'_> {
     /// Does what the run still lacks; a signal ends it early.
     fn go(&self, runtime: Option<&Runtime>, stop_after: Option<Stage>) -> Result<Option<Signal>> {
         let signals = Signals::listen()?;
-        for model in &self.config.models {
+        for (index, model) in self.config.models.iter().enumerate() {
             let files = self.run.model(&model.name);
-            if !files.statistics_json().exists()
-                && let Some(signal) = self.train(model, &files, &signals)?
-            {
+            if files.statistics_json().exists() {
+                continue;
+            }
+            let dir = std::path::absolute(self.snapshot.dir())?;
+            self.ranks.from_main(Some(&Task::Train(index, self.snapshot.hash().into(), dir)))?;
+            self.ranks.in_turn(|| Ok(()))?; // on other machines the snapshot is made
+            if let Some(signal) = self.train(model, &files, &signals)? {
                 return Ok(Some(signal));
             }
         }
+        self.ranks.from_main(Some(&Task::Done))?;
         let Some(runtime) = runtime else { return Ok(None) };
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
         kiln_kernels::threads::set(config.infer.workers)?;
@@ -135,8 +165,9 @@ impl Pipeline<'_> {
     }
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
-        let job = Job { config: self.config, model, snapshot: self.snapshot, files, quiet: self.options.quiet };
-        let outcome = job.train(signals, |evaluation| {
+        let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
+        let job = Job { config, model, snapshot, files: Some(files), quiet };
+        let outcome = job.train(self.ranks, signals, |evaluation| {
             let line = if self.options.json { serde_json::to_string(evaluation)? } else { evaluation.to_string() };
             super::print(&line)
         })?;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Config, ConfigError, Model, Objective, Origin, document, problem, resolve, table};
+use super::{Config, ConfigError, Device, Model, Objective, Origin, document, problem, resolve, table};
 use crate::error::UserError;
 
 /// The experiment that is run where no file is named.
@@ -26,6 +26,8 @@ pub struct Overrides {
     pub root: Option<PathBuf>,
     /// `--threads`: to train and to infer with.
     pub threads: Option<usize>,
+    /// How many processes train together on this machine, and share its threads; 0 is one.
+    pub ranks: usize,
 }
 
 impl Config {
@@ -59,7 +61,7 @@ impl Config {
             overrides.sets.iter().filter_map(|set| document::set(&mut root, set).err()).collect();
         problems.extend(overrides.lay(&mut root).err());
 
-        let notes = table::Notes { base, problems: RefCell::new(problems) };
+        let notes = table::Notes { base, ranks: overrides.ranks.max(1), problems: RefCell::new(problems) };
         let root = table::Table::root(&notes, &root);
         let config = resolve::config(&root);
         root.finish();
@@ -73,7 +75,7 @@ impl Config {
 
     /// SHA-256 of everything in the configuration that decides what the trained models are, given
     /// the data: two runs with the same hash and the same snapshot are the same training.
-    /// Not in it: names of places, the run's number, threads, how the export is run, and whether a
+    /// Not in it: names of places, the run's number, threads and devices, how the export is run, and whether a
     /// quantised one is made beside it: a run whose quantised model fails its gate goes on without.
     pub fn hash(&self) -> String {
         // Infallible: plain values with string keys.
@@ -85,6 +87,8 @@ impl Config {
         let mut models = self.models.clone();
         for model in &mut models {
             model.train.threads = 0;
+            model.train.device = Device::Auto;
+            model.train.micro_batch_auto = false;
             if let Origin::Folder(folder) = &mut model.origin
                 && let Ok(absolute) = std::path::absolute(&folder)
             {

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use super::document::At;
 use super::table::{Bounds, Field, Table};
 use super::{
-    ClassWeights, Config, Data, Duration, Export, Format, Goal, Infer, Interval, Metric, Model, Objective, Origin,
-    Quantize, ROOT, RunNum, Schedule, Source, Split, Train, Warmup, available_threads,
+    ClassWeights, Config, Data, Device, Distributed, Dtype, Duration, Export, Format, Goal, Infer, Interval, Metric,
+    Model, Objective, Origin, Processes, Quantize, ROOT, RunNum, Schedule, Source, Split, Train, Warmup,
+    available_threads,
 };
 
 const ANY: i64 = i64::MAX;
@@ -39,6 +40,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
     let train_table = root.table("train");
     // Read once for itself: with overrides over it in each model, its own mistakes could hide.
     train(&train_table);
+    let distributed = distributed(train_table.table("distributed"));
     let models = root
         .required("model", "one or more [[model]] tables")
         .and_then(|field| models(&field, &train_table, max_length))
@@ -58,7 +60,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
 
     let infer_table = root.table("infer");
     let infer = Infer {
-        workers: threads(&infer_table, "workers"),
+        workers: threads(&infer_table, "workers", 1),
         max_tokens: infer_table.integer("max_tokens", 1..=ANY, 4096) as usize,
     };
     infer_table.finish();
@@ -70,6 +72,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
         objective,
         data: data?,
         models,
+        distributed,
         export,
         infer,
         text: String::new(),
@@ -211,6 +214,9 @@ fn models(field: &Field<'_>, train: &Table<'_>, max_length: u64) -> Option<Vec<M
         let max_length = table.integer("max_length", 1..=MAX_LENGTH, max_length as i64) as usize;
         let layered = table.table("train").over(train);
         let train = self::train(&layered);
+        if let Some(field) = layered.get("distributed").filter(|field| field.path.starts_with("model")) {
+            field.note(format!("`{}` goes under [train]: all models are trained by the same processes", field.path));
+        }
         layered.finish();
         table.finish();
         if let (Some(name), Some(origin)) = (name, origin) {
@@ -271,11 +277,20 @@ fn train(table: &Table<'_>) -> Train {
         None => Warmup::Ratio(0.1),
     };
     let every = |key| table.integer_or(key, 1..=ANY, "epoch").map_or(Interval::Epoch, Interval::Steps);
+    table.get("distributed"); // read apart: it is of all models
+    let micro_batch_tokens = table.integer_or("micro_batch_tokens", 1..=ANY, "auto");
+    let device =
+        table.choice("device", &[("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda", Device::Cuda)], Device::Auto);
+    let dtype = table.choice("dtype", &[("f32", Dtype::F32), ("tf32", Dtype::Tf32), ("bf16", Dtype::Bf16)], Dtype::F32);
+    if let (Device::Cpu, Dtype::Tf32 | Dtype::Bf16, Some(field)) = (device, dtype, table.get("dtype")) {
+        field.note(format!("`{}` is for a GPU: `device = \"cpu\"` computes in \"f32\"", field.path));
+    }
     Train {
         seed: table.integer("seed", 0..=ANY, 42),
         duration,
         batch_size: table.integer("batch_size", 1..=ANY, 16) as usize,
-        micro_batch_tokens: table.integer_or("micro_batch_tokens", 1..=ANY, "auto").unwrap_or(4096) as usize,
+        micro_batch_tokens: micro_batch_tokens.unwrap_or(4096) as usize,
+        micro_batch_auto: micro_batch_tokens.is_none(),
         gradient_accumulation_steps: table.integer("gradient_accumulation_steps", 1..=ANY, 1) as usize,
         learning_rate: table.number("learning_rate", LEARNING_RATE, 5e-5),
         weight_decay: table.number("weight_decay", NOT_NEGATIVE, 0.01),
@@ -298,18 +313,42 @@ fn train(table: &Table<'_>) -> Train {
         save: every("save_steps"),
         keep_checkpoints: table.integer("keep_checkpoints", 1..=ANY, 2) as usize,
         early_stopping_patience: table.integer("early_stopping_patience", 0..=ANY, 0) as usize,
-        threads: threads(table, "threads"),
+        threads: threads(table, "threads", table.ranks()),
+        device,
+        dtype,
+        deterministic: table.boolean("deterministic", false),
         recompute: table.boolean("recompute", false),
         init_from: table.get("init_from").and_then(|field| init_from(&field)),
     }
+}
+
+fn distributed(table: Table<'_>) -> Distributed {
+    let otherwise = Distributed::default();
+    let enabled = table.boolean("enabled", false);
+    let nproc_per_node = match table.get("nproc_per_node") {
+        None => otherwise.nproc_per_node,
+        Some(field) => match field.json() {
+            serde_json::Value::String(text) if text == "gpu" => Processes::Gpu,
+            _ => Processes::Count(field.integer(1..=MAX_THREADS, Some("gpu")).unwrap_or(1) as usize),
+        },
+    };
+    let distributed = Distributed {
+        nproc_per_node: if enabled { nproc_per_node } else { otherwise.nproc_per_node },
+        timeout_s: table.integer("timeout_s", 1..=ANY, otherwise.timeout_s as i64),
+        bucket_mb: table.integer("bucket_mb", 1..=ANY, otherwise.bucket_mb as i64),
+    };
+    table.finish();
+    distributed
 }
 
 fn count(field: &Field<'_>, from: i64) -> u64 {
     field.integer(from..=ANY, None).unwrap_or(1) as u64
 }
 
-fn threads(table: &Table<'_>, key: &'static str) -> usize {
-    table.integer_or(key, 1..=MAX_THREADS, "auto").map_or_else(available_threads, |threads| threads as usize)
+/// `auto` is all that there are, or this rank's part of them.
+fn threads(table: &Table<'_>, key: &'static str, ranks: usize) -> usize {
+    let auto = || (available_threads() / ranks).max(1);
+    table.integer_or(key, 1..=MAX_THREADS, "auto").map_or_else(auto, |threads| threads as usize)
 }
 
 fn class_weights(field: &Field<'_>) -> Option<ClassWeights> {

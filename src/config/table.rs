@@ -12,6 +12,8 @@ use super::problem::Problem;
 pub(super) struct Notes<'a> {
     /// The folder that the file's relative paths start from.
     pub base: &'a Path,
+    /// Processes that share this machine's threads.
+    pub ranks: usize,
     pub problems: RefCell<Vec<Problem>>,
 }
 
@@ -59,6 +61,11 @@ impl<'a> Table<'a> {
     fn new(notes: &'a Notes<'a>, path: String, at: At, node: &'a Node) -> Self {
         let entries: &[Entry] = if let Value::Table(entries) = &node.value { entries } else { &[] };
         Self { notes, layers: vec![Layer { path, at, entries }], asked: RefCell::default() }
+    }
+
+    /// Processes that share this machine's threads.
+    pub fn ranks(&self) -> usize {
+        self.notes.ranks
     }
 
     /// A table without keys, for one that is left out.

@@ -34,7 +34,7 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
     ),
     ("nam = 1\n<HEAD><MODEL>", &[], &["1:1: unknown key `nam`: did you mean `name`?"]),
     ("<HEAD><MODEL>[trian]\nepochs = 1", &[], &["7:2: unknown key `trian`: did you mean `train`?"]),
-    ("<HEAD><MODEL>[train]\ndtype = \"bf16\"", &[], &["8:1: unknown key `train.dtype`"]),
+    ("<HEAD><MODEL>[track]\ntensorboard = true", &[], &["7:2: unknown key `track`"]),
     ("<HEAD><MODEL>\texport = 1", &[], &["7:2: unknown key `model.0.export`"]),
     (
         "<HEAD><MODEL>train = { adam-beta1 = 1 }",
@@ -113,6 +113,31 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
             "8:9: `export.opset` is 17: needs 12",
             "10:11: `infer.workers` is 0: needs an integer from 1 to 1024 or \"auto\"",
         ],
+    ),
+    (
+        "<HEAD><MODEL>[model.train.distributed]\nenabled = true\n[train]\ndeterministic = 1\n[train.distributed]\nenabled = 1\nnproc_per_node = \"all\"\ntimeout_s = 0\nbuckets = 2",
+        &[],
+        &[
+            "7:1: `model.0.train.distributed` goes under [train]: all models are trained by the same processes",
+            "10:17: `train.deterministic` is 1: needs true or false",
+            "12:11: `train.distributed.enabled` is 1: needs true or false",
+            "13:18: `train.distributed.nproc_per_node` is \"all\": needs an integer from 1 to 1024 or \"gpu\"",
+            "14:13: `train.distributed.timeout_s` is 0: needs an integer from 1",
+            "15:1: unknown key `train.distributed.buckets`: did you mean `bucket_mb`?",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[train]\ndevice = \"gpu\"\ndtype = \"fp16\"",
+        &[],
+        &[
+            "8:10: `train.device` is \"gpu\": needs \"auto\", \"cpu\" or \"cuda\"; did you mean \"cpu\"?",
+            "9:9: `train.dtype` is \"fp16\": needs \"f32\", \"tf32\" or \"bf16\"",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[train]\ndevice = \"cpu\"\ndtype = \"bf16\"",
+        &[],
+        &["9:9: `train.dtype` is for a GPU: `device = \"cpu\"` computes in \"f32\""],
     ),
     (
         "<HEAD><MODEL>[export]\nquantize = \"int4\"\nquantise = \"int8\"",
@@ -277,6 +302,7 @@ fn what_is_left_out_has_its_default() {
         duration: Duration::Epochs(3),
         batch_size: 16,
         micro_batch_tokens: 4096,
+        micro_batch_auto: true,
         gradient_accumulation_steps: 1,
         learning_rate: 5e-5,
         weight_decay: 0.01,
@@ -296,6 +322,9 @@ fn what_is_left_out_has_its_default() {
         keep_checkpoints: 2,
         early_stopping_patience: 0,
         threads,
+        device: Device::Auto,
+        dtype: Dtype::F32,
+        deterministic: false,
         recompute: false,
         init_from: None,
     };
@@ -314,6 +343,7 @@ fn what_is_left_out_has_its_default() {
             split: Split { validation: 0.1, test: 0.2, seed: 42 },
         },
         models: vec![Model { name: "m".into(), origin: Origin::Folder("dir/base".into()), max_length: 256, train }],
+        distributed: Distributed::default(),
         export: Export { opset: 12, quantize: Quantize::None },
         infer: Infer { workers: threads, max_tokens: 4096 },
         text: format!("{HEAD}{MODEL}"),

@@ -82,16 +82,23 @@ struct Places {
     system: &'static [&'static str],
 }
 
+/// The folder that kiln keeps what it fetched or compiled in: KILN_CACHE, or one by the system's habit.
+pub fn cache() -> Option<PathBuf> {
+    var("KILN_CACHE")
+        .or_else(|| Some(var("XDG_CACHE_HOME")?.join("kiln")))
+        .or_else(|| Some(var("HOME")?.join(".cache/kiln")))
+}
+
+fn var(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 impl Places {
     fn from_env() -> Places {
-        let var = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = var("KILN_CACHE")
-            .or_else(|| Some(var("XDG_CACHE_HOME")?.join("kiln")))
-            .or_else(|| Some(var("HOME")?.join(".cache/kiln")));
         Places {
             explicit: var("ORT_DYLIB_PATH"),
             beside: env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf())),
-            cache: cache.map(|cache| cache.join(format!("onnxruntime-{RELEASE}-{}", env::consts::ARCH))),
+            cache: cache().map(|cache| cache.join(format!("onnxruntime-{RELEASE}-{}", env::consts::ARCH))),
             system: &["libonnxruntime.so.1", "libonnxruntime.so"],
         }
     }

@@ -4,6 +4,8 @@
 //! scikit-learn's `zero_division=0` has it, and every average runs over all labels of the
 //! dataset, also those that a part has no row of.
 
+pub mod scaling;
+
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 

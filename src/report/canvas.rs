@@ -24,6 +24,15 @@ pub const INK: RGBColor = RGBColor(38, 38, 38);
 /// Of axes and of what is said beside.
 pub const GREY: RGBColor = RGBColor(110, 110, 110);
 
+/// Of lines behind what is drawn.
+pub const LIGHT: RGBColor = RGBColor(228, 228, 228);
+/// Okabe and Ito's palette: told apart with any kind of colour blindness.
+pub const BLUE: RGBColor = RGBColor(0, 114, 178);
+/// The same.
+pub const ORANGE: RGBColor = RGBColor(213, 94, 0);
+/// The same.
+pub const GREEN: RGBColor = RGBColor(0, 158, 115);
+
 /// Pixels of the PNG in a canvas's coordinates.
 pub fn px(n: i32) -> i32 {
     n * SCALE as i32

@@ -4,18 +4,13 @@ use anyhow::{Context, Result, bail};
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use super::canvas::{Area, Canvas, GREY, INK, SCALE, px, text};
+use super::canvas::{Area, BLUE, Canvas, GREEN, GREY, INK, LIGHT, ORANGE, SCALE, px, text};
 use super::shorten;
 use crate::store;
 use crate::track::{self, Evaluation, Event, Step};
 
 const WIDTH: u32 = 1400;
 const HEIGHT: u32 = 960;
-/// Okabe and Ito's palette: told apart with any kind of colour blindness.
-const BLUE: RGBColor = RGBColor(0, 114, 178);
-const ORANGE: RGBColor = RGBColor(213, 94, 0);
-const GREEN: RGBColor = RGBColor(0, 158, 115);
-const LIGHT: RGBColor = RGBColor(228, 228, 228);
 /// With more evaluations than this their dots would hide the line.
 const MOST_DOTS: usize = 60;
 /// From this many values on the training loss gets a smoothed line over a pale one.

@@ -5,10 +5,12 @@
 mod canvas;
 mod confusion;
 mod curves;
+mod scaling;
 mod table;
 
 pub use confusion::confusion;
 pub use curves::curves;
+pub use scaling::{prediction_table, scaling_plot, scaling_table};
 pub use table::table;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};

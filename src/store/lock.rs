@@ -89,7 +89,8 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }
 
-fn host() -> String {
+/// This machine's name.
+pub fn host() -> String {
     let mut name = [0u8; 256];
     // SAFETY: the buffer is ours, and one byte shorter than it is for the kernel, so it ends in 0.
     let result = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };

@@ -1,8 +1,9 @@
 //! A pass over a part without gradients.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::data::{Dataset, sampler};
+use crate::dist::Communicator;
 use crate::metrics::{self, Statistics};
 use crate::pretrained::Classifier;
 
@@ -23,23 +24,30 @@ impl Evaluated {
     }
 }
 
-/// Evaluates `classifier` on `dataset`, `tokens` at once.
+/// Evaluates `classifier` on `dataset`, `tokens` at once, on all ranks together: every example once.
 ///
 /// # Errors
-/// An example without a label, logits that are not finite, or what the forward says.
-pub fn evaluate(classifier: &Classifier, dataset: &Dataset, tokens: usize) -> Result<Evaluated> {
+/// An example without a label, logits that are not finite, what the forward says, or a rank that is
+/// lost.
+pub fn evaluate(ranks: &Communicator, classifier: &Classifier, dataset: &Dataset, tokens: usize) -> Result<Evaluated> {
     let lengths: Vec<usize> = (0..dataset.len()).map(|i| dataset.length(i)).collect();
-    let mut evaluated = Evaluated { truth: vec![0; dataset.len()], predicted: vec![0; dataset.len()], loss: 0.0 };
-    let mut losses = vec![0.0; dataset.len()];
-    for batch in sampler::sorted_batches(&lengths, tokens) {
+    let batches = sampler::sorted_batches(&lengths, tokens);
+    let mut seen: Vec<(usize, u32, f64)> = Vec::new(); // example, prediction, loss
+    for batch in batches.iter().skip(ranks.rank()).step_by(ranks.world_size()) {
         let examples: Vec<_> = batch.iter().map(|&i| dataset.example(i)).collect();
         for (&i, logits) in batch.iter().zip(classifier.logits(&examples)?) {
             let label = dataset.label(i).with_context(|| format!("example {i} has no label"))?;
-            evaluated.truth[i] = label;
-            evaluated.predicted[i] = metrics::argmax(&logits).with_context(|| format!("logits of example {i}"))?;
-            losses[i] = metrics::cross_entropy(&logits, label);
+            let predicted = metrics::argmax(&logits).with_context(|| format!("logits of example {i}"))?;
+            seen.push((i, predicted, metrics::cross_entropy(&logits, label)));
         }
     }
-    evaluated.loss = losses.iter().sum::<f64>() / dataset.len().max(1) as f64;
-    Ok(evaluated)
+    let mut seen = ranks.all_gather(&seen)?.concat();
+    seen.sort_unstable_by_key(|(i, ..)| *i);
+    ensure!(seen.iter().map(|(i, ..)| *i).eq(0..dataset.len()), "the ranks did not see every example once");
+    let truth = (0..dataset.len()).map(|i| dataset.label(i).with_context(|| format!("example {i} has no label")));
+    Ok(Evaluated {
+        truth: truth.collect::<Result<_>>()?,
+        predicted: seen.iter().map(|(_, predicted, _)| *predicted).collect(),
+        loss: seen.iter().map(|(.., loss)| loss).sum::<f64>() / dataset.len().max(1) as f64,
+    })
 }

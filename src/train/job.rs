@@ -5,10 +5,11 @@ use std::fs;
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
-use super::{Checkpoints, Outcome, Signals, Trainer, evaluate};
+use super::{Checkpoints, Outcome, Output, Signals, Trainer, evaluate, place};
 use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Encoding, Part, Snapshot, Tokenizer};
+use crate::dist::Communicator;
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
 use crate::store::{self, ModelDir};
@@ -23,8 +24,8 @@ pub struct Job<'a> {
     pub model: &'a config::Model,
     /// The rows.
     pub snapshot: &'a Snapshot,
-    /// The model's folder in the run.
-    pub files: &'a ModelDir,
+    /// The model's folder in the run: the main process has it.
+    pub files: Option<&'a ModelDir>,
     /// No progress on stderr.
     pub quiet: bool,
 }
@@ -76,38 +77,51 @@ impl Job<'_> {
         Ok(Start { classifier, tokenizer, encoding })
     }
 
-    /// Trains to the end or to a signal; at the end `model/`, statistics.json and curves.png stand.
+    /// Trains with all `ranks` to the end or to a signal; at the end `model/`, statistics.json and
+    /// curves.png stand.
     ///
     /// # Errors
-    /// What loading, encoding and training say.
-    pub fn train(&self, signals: &Signals, print: impl Fn(&Evaluation) -> Result<()>) -> Result<Outcome> {
+    /// What loading, encoding and training say, or a rank that is lost.
+    pub fn train(
+        &self,
+        ranks: &Communicator,
+        signals: &Signals,
+        print: impl Fn(&Evaluation) -> Result<()>,
+    ) -> Result<Outcome> {
         let _kept = KeptPages::new();
         let settings = &self.model.train;
         kiln_kernels::threads::set(settings.threads)?;
-        let Start { classifier, tokenizer, encoding } = self.start(&[Part::Train, Part::Validation])?;
+        let start = ranks.in_turn(|| self.start(&[Part::Train, Part::Validation]))?;
+        let Start { classifier, tokenizer, encoding } = start;
+        place(&classifier.built().parameters, settings, ranks.local_rank())?;
         let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
 
-        fs::create_dir_all(self.files.dir()).with_context(|| self.files.dir().display().to_string())?;
-        let checkpoints = || Checkpoints::new(self.files.checkpoints(), settings.keep_checkpoints);
-        let log = MetricsLog::open(&self.files.metrics_jsonl())?;
-        let parts = (&train, &validation);
-        let mut trainer = Trainer::new(&classifier, parts, settings, self.config.objective, checkpoints(), log)?;
+        let checkpoints = |files: &ModelDir| Checkpoints::new(files.checkpoints(), settings.keep_checkpoints);
+        let output = |files: &ModelDir| -> Result<Output> {
+            fs::create_dir_all(files.dir()).with_context(|| files.dir().display().to_string())?;
+            Ok(Output { checkpoints: checkpoints(files), log: MetricsLog::open(&files.metrics_jsonl())? })
+        };
+        let output = self.files.map(output).transpose()?;
+        let (parts, objective) = ((&train, &validation), self.config.objective);
+        let bucket_bytes = self.config.distributed.bucket_mb as usize * 1_000_000;
+        let mut trainer = Trainer::new(ranks, &classifier, parts, settings, objective, bucket_bytes, output)?;
+        trainer.fit_memory(|message| self.say(message))?;
         let label = format!("train {}", self.model.name);
         let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
         let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
         progress.finish();
-        let Outcome::Finished(best) = outcome else { return Ok(outcome) };
+        let (Outcome::Finished(best), Some(files)) = (&outcome, self.files) else { return Ok(outcome) };
         drop(trainer); // its moments make room for the best weights on their way
 
-        classifier.load_weights(&checkpoints().path(best.step).join("model.safetensors"))?;
-        let staged = store::stage(&self.files.model())?;
+        classifier.load_weights(&checkpoints(files).path(best.step).join("model.safetensors"))?;
+        let staged = store::stage(&files.model())?;
         classifier.save(staged.path())?;
         tokenizer.save(staged.path())?;
-        store::publish(staged, &self.files.model())?;
-        let statistics =
-            evaluate(&classifier, &validation, settings.micro_batch_tokens)?.statistics(self.snapshot.labels());
-        report::curves(&self.files.metrics_jsonl(), &self.files.curves_png())?;
-        store::write_json(&self.files.statistics_json(), &statistics)?; // last: it says that training is done
+        store::publish(staged, &files.model())?;
+        let statistics = evaluate(&Communicator::solo()?, &classifier, &validation, settings.micro_batch_tokens)?
+            .statistics(self.snapshot.labels());
+        report::curves(&files.metrics_jsonl(), &files.curves_png())?;
+        store::write_json(&files.statistics_json(), &statistics)?; // last: it says that training is done
         Ok(outcome)
     }
 

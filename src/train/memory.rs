@@ -8,14 +8,14 @@ use serde::Serialize;
 
 use crate::config::{self, Duration};
 use crate::data::Dataset;
-use crate::data::sampler::{self, Sampler};
+use crate::data::sampler::{self, Sampler, Share};
 
 /// The process itself, its tokenizer, and what the allocator holds beyond what is in use: measured, 76
 /// to 134 MB with vocabularies of up to 30,000 tokens (benches/results/2026-11-23-memory.md).
 const REST: u64 = 95_000_000;
 
 /// Epochs that are searched for the largest micro-batch.
-const EPOCHS: u64 = 10;
+pub(super) const EPOCHS: u64 = 10;
 
 /// Bytes that a training's process holds, where they are most.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -65,12 +65,11 @@ impl Largest {
             Duration::Epochs(epochs) => most.min(epochs.saturating_mul(sampler.steps_per_epoch())),
             Duration::Steps(steps) => most.min(steps),
         };
-        let all = |batch: &[u32]| batch.iter().map(|&i| train[i as usize] as u32).collect::<Vec<_>>();
         let tokens = |lengths: &Vec<u32>| lengths.iter().sum::<u32>();
-        let step = (0..steps).flat_map(|step| sampler.micro_batches(step)).map(|batch| all(&batch)).max_by_key(tokens);
+        let step = sampler.largest(0..steps, Share::ALL).iter().map(|&i| train[i as usize] as u32).collect();
         let batches = sampler::sorted_batches(&validation, settings.micro_batch_tokens).into_iter();
         let evaluation = batches.map(|batch| batch.iter().map(|&i| validation[i] as u32).collect()).max_by_key(tokens);
-        Self { step: step.unwrap_or_default(), evaluation: evaluation.unwrap_or_default(), from_data: true }
+        Self { step, evaluation: evaluation.unwrap_or_default(), from_data: true }
     }
 
     /// What they are at most where no text is known: each has `max_length` tokens, up to the budget.

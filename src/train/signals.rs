@@ -40,11 +40,7 @@ impl Signals {
 
     /// The signal that came.
     pub fn received(&self) -> Option<Signal> {
-        match self.received.load(Ordering::SeqCst) as i32 {
-            SIGINT => Some(Signal { name: "SIGINT", number: SIGINT as u8 }),
-            SIGTERM => Some(Signal { name: "SIGTERM", number: SIGTERM as u8 }),
-            _ => None,
-        }
+        Signal::new(self.received.load(Ordering::SeqCst) as i32)
     }
 }
 
@@ -57,6 +53,20 @@ pub struct Signal {
 }
 
 impl Signal {
+    /// The signal of a number, if it is one that ends a training.
+    pub fn new(number: i32) -> Option<Self> {
+        match number {
+            SIGINT => Some(Self { name: "SIGINT", number: SIGINT as u8 }),
+            SIGTERM => Some(Self { name: "SIGTERM", number: SIGTERM as u8 }),
+            _ => None,
+        }
+    }
+
+    /// Its number.
+    pub fn number(self) -> i32 {
+        self.number.into()
+    }
+
     /// 130 or 143, as shells have it.
     pub fn exit_code(self) -> u8 {
         128 + self.number

@@ -6,15 +6,20 @@ use anyhow::{Context, Result, bail};
 use kiln_kernels::{Tensor, cross_entropy};
 use kiln_models::nn::Mode;
 
+use super::agree::agree;
+use super::device::{is_out_of_memory, planned_tokens};
 use super::{
-    Best, Checkpoints, Optimizer, Schedule, Signal, Signals, State, class_weights, evaluate, gradient_coverage,
+    Best, Checkpoints, Optimizer, Reducer, Schedule, Signal, Signals, State, Sums, Tree, class_weights, evaluate,
+    gradient_coverage,
 };
 use crate::config::{self, Goal, Interval, Objective};
 use crate::data::Dataset;
-use crate::data::sampler::Sampler;
+use crate::data::sampler::{Sampler, Share};
+use crate::dist::Communicator;
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
 use crate::track::{Evaluation, Event, MetricsLog, Step};
+use crate::user_error;
 
 /// How a training ended.
 #[derive(Debug, PartialEq)]
@@ -25,35 +30,60 @@ pub enum Outcome {
     Interrupted(Signal, u64),
 }
 
+/// What the main process writes of a training.
+pub struct Output {
+    /// Its checkpoints.
+    pub checkpoints: Checkpoints,
+    /// metrics.jsonl.
+    pub log: MetricsLog,
+}
+
 /// One model's training. What it reads and writes is handed to it.
 pub struct Trainer<'a> {
+    ranks: &'a Communicator,
     classifier: &'a Classifier,
     train: &'a Dataset,
     validation: &'a Dataset,
     settings: &'a config::Train,
     objective: Objective,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
+    output: Option<Output>,
     optimizer: Optimizer,
+    reducer: Reducer<'a>,
+    tree: Tree,
     schedule: Schedule,
     sampler: Sampler,
+    micro_batch_tokens: usize,
     class_weights: Option<Vec<f32>>,
     total_steps: u64,
+    /// The first step of this process.
+    first: u64,
     state: State,
+    marks: Option<Marks>,
+}
+
+/// Moments of a step.
+#[derive(Clone, Debug)]
+pub struct Marks {
+    /// When each bucket of gradients was complete, in the order in which they are summed.
+    pub complete: Vec<Instant>,
+    /// When the last backward had ended.
+    pub backward: Instant,
 }
 
 impl<'a> Trainer<'a> {
-    /// Prepares a training, and puts it where its newest checkpoint stands, if there is one.
+    /// Prepares a training, and puts it where its newest checkpoint stands, if there is one: on all ranks
+    /// as on the main process, the one that has an `output`.
     ///
     /// # Errors
     /// Settings that do not fit the model or the data, or a checkpoint that cannot be read.
     pub fn new(
+        ranks: &'a Communicator,
         classifier: &'a Classifier,
         (train, validation): (&'a Dataset, &'a Dataset),
         settings: &'a config::Train,
         objective: Objective,
-        checkpoints: Checkpoints,
-        mut log: MetricsLog,
+        bucket_bytes: usize,
+        mut output: Option<Output>,
     ) -> Result<Self> {
         let lengths: Vec<u32> = (0..train.len()).map(|i| train.length(i) as u32).collect();
         let sampler = Sampler::new(
@@ -70,30 +100,110 @@ impl<'a> Trainer<'a> {
         let counts = label_counts(train, classifier.id2label().len())?;
         label_counts(validation, counts.len())?;
         let class_weights = class_weights(&settings.class_weights, classifier.id2label(), &counts)?;
-        let mut optimizer = Optimizer::new(&classifier.built().parameters, settings)?;
-        let state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
-        log.cut_back(state.step)?;
+        if settings.deterministic {
+            Tree::fits(ranks.world_size())?;
+        }
+        let parameters = &classifier.built().parameters;
+        let mut optimizer = Optimizer::new(parameters, settings)?;
+        let mut state = State::default();
+        if let Some(Output { checkpoints, log }) = &mut output {
+            state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
+            log.cut_back(state.step)?;
+        }
+        let state = agree(ranks, state, parameters, &mut optimizer, (train, validation))?;
+        let reducer = Reducer::new(ranks, parameters, bucket_bytes);
         let schedule = Schedule::new(settings.schedule, settings.warmup, total_steps);
         Ok(Self {
+            ranks,
             classifier,
             train,
             validation,
             settings,
             objective,
-            checkpoints,
-            log,
+            output,
             optimizer,
+            reducer,
+            tree: Tree::default(),
             schedule,
             sampler,
+            micro_batch_tokens: settings.micro_batch_tokens,
             class_weights,
             total_steps,
+            first: state.step,
             state,
+            marks: None,
         })
     }
 
     /// Optimizer steps in all, unless early stopping ends it before.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
+    }
+
+    /// Finds how many tokens of a micro-batch every rank's GPU holds, where the settings leave that to it:
+    /// as many as the model's plan says, and of them what one run of the largest micro-batch that will come
+    /// confirms. Its gradients are thrown away. `say` hears of every other try.
+    ///
+    /// # Errors
+    /// Not even the longest example fits; or as [`fit`](Self::fit).
+    pub fn fit_memory(&mut self, say: impl Fn(&str)) -> Result<()> {
+        let parameters = &self.classifier.built().parameters;
+        let device = parameters.device();
+        if !self.settings.micro_batch_auto || device.is_cpu() {
+            return Ok(());
+        }
+        let longest = (0..self.train.len()).map(|i| self.train.length(i)).max().unwrap_or(1);
+        let mut tokens = planned_tokens(self.classifier, self.settings, longest)?;
+        loop {
+            // All ranks take what the smallest has room for.
+            tokens = self.ranks.all_gather(&tokens)?.into_iter().min().unwrap_or(tokens);
+            self.micro_batch_tokens = tokens;
+            self.sampler.set_micro_batch_tokens(tokens);
+            let steps = self
+                .total_steps
+                .saturating_sub(self.state.step)
+                .min(super::memory::EPOCHS * self.sampler.steps_per_epoch());
+            let largest = self.sampler.largest(self.state.step..self.state.step + steps, self.share());
+            let tried = match largest.is_empty() {
+                true => Ok(()),
+                false => {
+                    self.backward(&largest, 1.0, None).and_then(|losses| self.loss(&[largest], &[losses]).map(|_| ()))
+                }
+            };
+            parameters.gradients_mut().fill(0.0)?;
+            parameters.clear_written();
+            let lacks = match tried {
+                Ok(()) => false,
+                Err(error) if is_out_of_memory(&error) => true,
+                Err(error) => return Err(error),
+            };
+            if !self.ranks.all_gather(&lacks)?.contains(&true) {
+                return Ok(());
+            }
+            if tokens <= longest {
+                return Err(user_error!(
+                    "the GPU's memory does not hold one example of {longest} tokens; lower max_length, or set \
+                     train.recompute = true"
+                ));
+            }
+            say(&format!("a micro-batch of {tokens} tokens does not fit the GPU's memory: trying half"));
+            tokens = (tokens / 2).max(longest);
+        }
+    }
+
+    /// The micro-batches that this rank makes in the next step, as sums that are made one by one.
+    pub fn next_micro_batches(&mut self) -> Vec<Vec<Vec<u32>>> {
+        self.sampler.micro_batches(self.state.step, self.share())
+    }
+
+    /// Moments of the step made last; none where gradients are summed after backward, in a tree.
+    pub fn marks(&self) -> Option<&Marks> {
+        self.marks.as_ref()
+    }
+
+    /// What the gradients are cut into, to be summed over the ranks.
+    pub fn reducer(&self) -> &Reducer<'a> {
+        &self.reducer
     }
 
     /// Trains to the end. `print` takes each evaluation.
@@ -107,41 +217,11 @@ impl<'a> Trainer<'a> {
         progress: &Progress,
         print: impl Fn(&Evaluation) -> Result<()>,
     ) -> Result<Outcome> {
-        let parameters = &self.classifier.built().parameters;
-        let first = self.state.step;
         while self.state.step < self.total_steps && !self.state.stopped_early {
-            let (step, started) = (self.state.step, Instant::now());
-            let batch = self.sampler.micro_batches(step);
-            let weight = self.weight(&batch);
-            let losses =
-                batch.iter().map(|micro_batch| self.backward(micro_batch, weight)).collect::<Result<Vec<_>>>()?;
-            let loss = self.loss(&batch, &losses)?;
-            if step == first {
-                gradient_coverage(parameters)
-                    .with_context(|| format!("step {step}; {}", self.blame(&batch.concat())))?;
-            }
-            let grad_norm = self.optimizer.gradient_norm(parameters)?;
-            if !grad_norm.is_finite() {
-                bail!("step {step}: the gradient's norm is {grad_norm}; {}", self.blame(&batch.concat()));
-            }
-            let learning_rate = self.settings.learning_rate * self.schedule.factor(step);
-            self.optimizer.step(parameters, step, learning_rate, grad_norm)?;
-
-            self.state.step += 1;
-            self.state.loss_sum += loss;
-            self.state.loss_weight += weight;
-            let tokens: usize = batch.iter().flatten().map(|&i| self.train.length(i as usize)).sum();
-            let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
-            let (step, epoch, train_loss) = (self.state.step, self.epoch(), loss / weight);
-            self.log.append(&Event::Step(Step {
-                step,
-                epoch,
-                train_loss,
-                learning_rate,
-                grad_norm,
-                tokens_per_second,
-            }))?;
-            progress.set(step, &format!("loss {train_loss:.3} · {tokens_per_second:.0} tokens/s"));
+            let (done, signal) = self.step(signals.received())?;
+            let (loss, rate) = (done.train_loss, done.tokens_per_second);
+            progress.set(done.step, &format!("loss {loss:.3} · {rate:.0} tokens/s"));
+            self.append(&Event::Step(done))?;
 
             let mut best = false;
             if self.is_due(self.settings.eval) {
@@ -149,9 +229,9 @@ impl<'a> Trainer<'a> {
                 best = evaluation.best;
                 progress.suspend(|| print(&evaluation))?;
             }
-            let signal = signals.received();
-            if best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save) {
-                self.checkpoints.save(&self.state, self.classifier, &self.optimizer)?;
+            let due = best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save);
+            if let (true, Some(output)) = (due, &self.output) {
+                output.checkpoints.save(&self.state, self.classifier, &self.optimizer)?;
             }
             if let Some(signal) = signal {
                 return Ok(Outcome::Interrupted(signal, self.state.step));
@@ -166,10 +246,93 @@ impl<'a> Trainer<'a> {
             .ok_or_else(|| anyhow::anyhow!("no step was made: there is nothing to train"))
     }
 
+    /// One optimizer step on all ranks, which agree on a signal that has come to any of them.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    pub fn step(&mut self, signal: Option<Signal>) -> Result<(Step, Option<Signal>)> {
+        let parameters = &self.classifier.built().parameters;
+        let (step, started) = (self.state.step, Instant::now());
+        let batch = self.sampler.batch(step);
+        let weight = self.weight(&batch);
+        let losses = self.gradients(weight)?;
+        if step == self.first && !losses.is_empty() {
+            gradient_coverage(parameters).with_context(|| format!("step {step}; {}", self.blame(&batch)))?;
+        }
+        let (loss, signal) = self.gather(losses, signal)?;
+        let grad_norm = self.optimizer.gradient_norm(parameters)?;
+        if !grad_norm.is_finite() {
+            bail!("step {step}: the gradient's norm is {grad_norm}; {}", self.blame(&batch));
+        }
+        let learning_rate = self.settings.learning_rate * self.schedule.factor(step);
+        self.optimizer.step(parameters, step, learning_rate, grad_norm)?;
+        self.state.step += 1;
+        self.state.loss_sum += loss;
+        self.state.loss_weight += weight;
+        let tokens: usize = batch.iter().map(|&i| self.train.length(i as usize)).sum();
+        let done = Step {
+            step: self.state.step,
+            epoch: self.epoch(),
+            train_loss: loss / weight,
+            learning_rate,
+            grad_norm,
+            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+        };
+        Ok((done, signal))
+    }
+
+    #[cfg(test)]
+    pub(super) fn gradients_of_the_next_step(&mut self) -> Result<()> {
+        let batch = self.sampler.batch(self.state.step);
+        let weight = self.weight(&batch);
+        self.gradients(weight).map(drop)
+    }
+
+    /// The step's gradients, summed over all ranks. Returns the losses of this rank's sums that have examples.
+    fn gradients(&mut self, weight: f64) -> Result<Vec<f64>> {
+        let deterministic = self.settings.deterministic;
+        let shares = self.next_micro_batches();
+        let mut losses = Vec::new();
+        let mut sums = (!deterministic).then(|| self.reducer.begin());
+        for micro_batches in &shares {
+            let last = micro_batches.len().saturating_sub(1);
+            let each = micro_batches.iter().enumerate();
+            let each = each.map(|(i, batch)| self.backward(batch, weight, sums.as_mut().filter(|_| i == last)));
+            losses.push(each.collect::<Result<Vec<_>>>().map_err(|error| self.advise(error))?);
+            if deterministic {
+                self.tree.push(&self.classifier.built().parameters, shares.len())?;
+            }
+        }
+        let backward = Instant::now();
+        self.marks = match sums {
+            Some(sums) => Some(Marks { complete: sums.finish()?, backward }),
+            None => {
+                self.reducer.sum_in_a_tree()?;
+                None
+            }
+        };
+        let sums = shares.iter().zip(&losses).filter(|(micro_batches, _)| !micro_batches.is_empty());
+        sums.map(|(micro_batches, losses)| self.loss(micro_batches, losses)).collect()
+    }
+
+    /// This rank's part of every batch.
+    fn share(&self) -> Share {
+        let (rank, world_size) = (self.ranks.rank(), self.ranks.world_size());
+        Share { rank, world_size, deterministic: self.settings.deterministic }
+    }
+
+    /// Sums the losses of all ranks, and agrees on a signal that has come to any of them.
+    fn gather(&self, losses: Vec<f64>, signal: Option<Signal>) -> Result<(f64, Option<Signal>)> {
+        let all = self.ranks.all_gather(&(losses, signal.map(Signal::number)))?;
+        let loss = all.iter().flat_map(|(losses, _)| losses).sum();
+        Ok((loss, all.iter().find_map(|(_, signal)| Signal::new((*signal)?))))
+    }
+
     /// Forward and backward of a micro-batch, whose loss is its sum over the whole batch's weight:
     /// so any cut of the batch gives the same gradient. Returns each example's loss, which is not read
-    /// here: that would wait for a GPU.
-    fn backward(&self, micro_batch: &[u32], weight: f64) -> Result<Tensor> {
+    /// here: that would wait for a GPU. `sums` is given with the last micro-batch: gradients are complete
+    /// as backward leaves them.
+    fn backward(&self, micro_batch: &[u32], weight: f64, sums: Option<&mut Sums<'_>>) -> Result<Tensor> {
         let examples: Vec<_> = micro_batch.iter().map(|&i| self.train.example(i as usize)).collect();
         let ids = micro_batch.iter().map(|&i| u64::from(i)).collect();
         let labels: Vec<u32> = micro_batch.iter().filter_map(|&i| self.train.label(i as usize)).collect();
@@ -184,15 +347,18 @@ impl<'a> Trainer<'a> {
             weight,
         )?;
         if let Some(tape) = inputs.tape() {
-            tape.backward(&logits, dlogits)?;
+            match sums {
+                Some(sums) => tape.backward_with(&logits, dlogits, |parameter| sums.complete(parameter))?,
+                None => tape.backward(&logits, dlogits)?,
+            }
         }
         Ok(losses)
     }
 
-    /// The sum of a batch's losses, which have to be finite.
-    fn loss(&self, batch: &[Vec<u32>], losses: &[Tensor]) -> Result<f64> {
+    /// The sum of the losses of some micro-batches, which have to be finite.
+    fn loss(&self, micro_batches: &[Vec<u32>], losses: &[Tensor]) -> Result<f64> {
         let mut sum = 0.0;
-        for (micro_batch, losses) in batch.iter().zip(losses) {
+        for (micro_batch, losses) in micro_batches.iter().zip(losses) {
             let losses = losses.to_vec1::<f32>()?;
             let broken: Vec<u32> =
                 micro_batch.iter().zip(&losses).filter(|(_, loss)| !loss.is_finite()).map(|(&i, _)| i).collect();
@@ -205,17 +371,17 @@ impl<'a> Trainer<'a> {
     }
 
     /// The total weight of a global batch's examples.
-    fn weight(&self, batch: &[Vec<u32>]) -> f64 {
+    fn weight(&self, batch: &[u32]) -> f64 {
         let weight = |i: &u32| match (&self.class_weights, self.train.label(*i as usize)) {
             (Some(weights), Some(label)) => f64::from(weights[label as usize]),
             _ => 1.0,
         };
-        let sum: f64 = batch.iter().flatten().map(weight).sum();
+        let sum: f64 = batch.iter().map(weight).sum();
         if sum > 0.0 { sum } else { 1.0 } // where nothing counts: a gradient of zeros, not 0/0
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
-        let figures = evaluate(self.classifier, self.validation, self.settings.micro_batch_tokens)?
+        let figures = evaluate(self.ranks, self.classifier, self.validation, self.micro_batch_tokens)?
             .statistics(self.classifier.id2label());
         let value = figures.get(self.objective.metric);
         let best = self.state.best.is_none_or(|best| match self.objective.goal {
@@ -242,8 +408,12 @@ impl<'a> Trainer<'a> {
             validation_weighted_f1: figures.weighted_f1,
             best,
         };
-        self.log.append(&Event::Evaluation(evaluation.clone()))?;
+        self.append(&Event::Evaluation(evaluation.clone()))?;
         Ok(evaluation)
+    }
+
+    fn append(&mut self, event: &Event) -> Result<()> {
+        self.output.as_mut().map_or(Ok(()), |output| output.log.append(event))
     }
 
     /// Whether what comes at `interval` is due after the steps done; all is due at the end.
@@ -257,6 +427,18 @@ impl<'a> Trainer<'a> {
 
     fn epoch(&self) -> f64 {
         self.state.step as f64 / self.sampler.steps_per_epoch() as f64
+    }
+
+    /// Names the setting that an error of a GPU's memory calls for.
+    fn advise(&self, error: anyhow::Error) -> anyhow::Error {
+        if !is_out_of_memory(&error) {
+            return error;
+        }
+        error.context(format!(
+            "the GPU's memory does not hold a micro-batch of {} tokens: set train.micro_batch_tokens lower, or \
+             train.recompute = true",
+            self.micro_batch_tokens
+        ))
     }
 
     /// Says which rows of the training part a broken step had read.

@@ -6,6 +6,7 @@ mod blas;
 mod compile;
 mod slice;
 
+pub use slice::OnGpu;
 pub(crate) use slice::Slice;
 
 use super::{Arg, Gpu, Launch, Module};
@@ -51,10 +52,16 @@ const SHARED_BYTES: u32 = 48 << 10;
 /// The oldest architecture that kernels are for.
 const OLDEST: (i32, i32) = (8, 0);
 
+/// How many GPUs there are.
+pub(crate) fn count() -> Result<usize> {
+    let count = result::init().and_then(|()| result::device::get_count());
+    driver(count, "looking for GPUs").map(|count| count as usize)
+}
+
 /// Opens GPU `ordinal`, on one stream.
 pub(crate) fn device(ordinal: usize) -> Result<Device> {
-    let count = driver(result::init().and_then(|()| result::device::get_count()), "looking for GPUs")?;
-    if ordinal >= count as usize {
+    let count = count()?;
+    if ordinal >= count {
         bail!("CUDA device {ordinal} was asked for, but there are {count}");
     }
     let device = CudaDevice::new_with_stream(ordinal)?;
@@ -72,6 +79,27 @@ pub(crate) fn device(ordinal: usize) -> Result<Device> {
     let cuda = Cuda { device: device.clone(), functions: Mutex::default(), blas };
     MADE.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push((device.id(), Arc::new(cuda)));
     Ok(Device::Cuda(device))
+}
+
+/// Free bytes, those that the pool keeps included, and all.
+pub(crate) fn memory(device: &Device) -> Result<(u64, u64)> {
+    let cuda = expect(device)?;
+    let stream = cuda.device.cuda_stream();
+    let context = stream.context();
+    driver(stream.synchronize().and_then(|()| context.bind_to_thread()), "asking for its memory")?;
+    let [mut reserved, mut used] = [0u64; 2];
+    // SAFETY: the device exists, and the attributes are u64s.
+    let asked = unsafe {
+        result::device::get_default_mem_pool(context.cu_device()).and_then(|pool| {
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+            sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut reserved).cast()).result()?;
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+            sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut used).cast()).result()?;
+            result::mem_get_info()
+        })
+    };
+    let (free, total) = driver(asked, "asking for its memory")?;
+    Ok((free as u64 + reserved.saturating_sub(used), total as u64))
 }
 
 /// What is freed stays in the pool: by default the driver gives it back at every synchronisation, and the
