@@ -3,7 +3,7 @@
 checks.py tests    the kernels', models' and golden files' tests on CUDA, each in a process of its own: what one breaks
                    on the card, another does not see
 checks.py train    the embedded sample: its macro-F1, and a run that is killed and resumed beside two that are not
-checks.py nccl     the same by NCCL: one rank, and two on one card where NCCL allows that
+checks.py nccl     kiln's group by NCCL: one rank, and two on one card where NCCL allows that, which then train too
 Exits with 0, 1 where something failed, 3 where nothing failed but all was skipped.
 """
 
@@ -27,10 +27,8 @@ TEST_SECONDS = 60
 MACRO_F1 = 0.95
 KILL_AT = 150  # of the sample's 318 steps
 SAVE_STEPS = 20
-# NCCL, else it refuses two ranks on one card.
+# The NCCL that lets two ranks share a card, and how it is told to.
 TWO_RANKS_SINCE, TWO_RANKS = (2, 30, 3), {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
-# Options that make kiln's group NCCL's where there is one rank; without one it trains alone.
-ONE_RANK = ["--nproc-per-node", "1"]
 
 results = []
 
@@ -154,19 +152,29 @@ def train():
             found(f"{dtype} killed at step {steps} and resumed", result, detail)
 
 
-def by_nccl(check, options, **environment):
-    """A training of which NCCL's own log says that it has made the group."""
+def group(check, ranks, work, **environment):
+    """What `work` says of its success with NCCL's log switched on; without a group in that log it shows nothing."""
     with tempfile.TemporaryDirectory() as folder:
         logs = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": f"{folder}/nccl.%p"}
-        model, said = train_once(Path(folder) / "root", "f32", *options, **logs, **environment)
-        used = any("Init COMPLETE" in log.read_text(errors="replace") for log in Path(folder).glob("nccl.*"))
-        if not model:
-            found(check, "failed", last_words(said))
-        elif not used:
-            found(check, "not run", "kiln trained without NCCL, as it does alone and without the feature nccl")
-        else:
-            f1 = macro_f1(model)
-            found(check, "passed" if f1 >= MACRO_F1 else "failed", f"macro-F1 {f1:.4f}")
+        passed, said = work(Path(folder), environment | logs)
+        log = "".join(file.read_text(errors="replace") for file in Path(folder).glob("nccl.*"))
+        if passed and not re.search(rf"nranks {ranks} .*Init COMPLETE", log):
+            passed, said = False, f"NCCL's log has no group of {ranks}: build kiln with the feature nccl"
+        found(check, "passed" if passed else "failed", said)
+
+
+def conforms(_, environment):
+    """The test of kiln's group: a training of one rank takes no group at all."""
+    command = [arguments.binaries / "kiln-tests", "nccl_conforms", "--nocapture"]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment)
+    print(run.stdout, file=sys.stderr)
+    return run.returncode == 0, "sums and broadcasts are right" if run.returncode == 0 else last_words(run.stdout)
+
+
+def train_by_two(folder, environment):
+    model, said = train_once(folder / "root", "f32", "--nproc-per-node", "2", **environment)
+    f1 = macro_f1(model) if model else 0
+    return f1 >= MACRO_F1, f"macro-F1 {f1:.4f} (at least {MACRO_F1})" if model else last_words(said)
 
 
 def nccl():
@@ -178,9 +186,10 @@ def nccl():
         return
     number = (version.value // 10000, version.value // 100 % 100, version.value % 100)
     name = "NCCL " + ".".join(map(str, number))
-    by_nccl(f"{name}, one rank", ONE_RANK)
+    group(f"{name}, one rank", 1, conforms)
     if number >= TWO_RANKS_SINCE:
-        by_nccl(f"{name}, two ranks on one card", ["--nproc-per-node", "2"], **TWO_RANKS)
+        group("two ranks on one card", 2, conforms, **TWO_RANKS)
+        group("two ranks on one card train", 2, train_by_two, **TWO_RANKS)
     else:
         since = ".".join(map(str, TWO_RANKS_SINCE))
         found("two ranks on one card", "not run", f"{name} refuses them, {since} and later do not")
