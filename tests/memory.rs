@@ -41,7 +41,7 @@ batch_size = 32
 learning_rate = 1e-3
 eval_steps = 3
 save_steps = 1
-threads = 2
+threads = 1 # with more, who frees what before it is asked for again is a matter of timing
 "#,
     )
     .unwrap();
