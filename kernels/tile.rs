@@ -139,13 +139,17 @@ impl Product {
                     }
                 }
             }
-            for r in 0..R {
-                let c = c.add(r * self.c_row).cast::<[f32; W]>();
-                if self.start == Start::Sum {
-                    // At the end: a long sum goes on block by block, and rounds less than a chain of all terms.
-                    (0..W).for_each(|w| total[r][w] += (*c)[w]);
+            if self.start == Start::Sum {
+                // At the end: a long sum goes on block by block, and rounds less than a chain of all terms.
+                for r in 0..R {
+                    let c = *c.add(r * self.c_row).cast::<[f32; W]>();
+                    for w in 0..W {
+                        total[r][w] += c[w];
+                    }
                 }
-                *c = total[r];
+            }
+            for r in 0..R {
+                *c.add(r * self.c_row).cast::<[f32; W]>() = total[r];
             }
         }
     }
