@@ -106,7 +106,7 @@ pub fn join(world: World, config: &Config) -> Result<Communicator> {
     };
     let timeout = Duration::from_secs(config.distributed.timeout_s);
     let timing = Timing { exit: Some(exit), ..Timing::new(timeout) };
-    let job = format!("kiln {} {}", env!("CARGO_PKG_VERSION"), config.hash());
+    let job = format!("kiln {} {}", env!("CARGO_PKG_VERSION"), config.hash_anywhere());
     // NCCL sums what lies on GPUs; without it the first such sum says so.
     #[cfg(feature = "nccl")]
     return Communicator::new(move || dist::Nccl::join(&world, &job, timing));

@@ -82,6 +82,17 @@ impl Config {
         hex(&Sha256::digest(serde_json::to_vec(&self.decisive()).unwrap_or_default()))
     }
 
+    /// As [`hash`](Self::hash), for machines that have the same files in other places.
+    pub fn hash_anywhere(&self) -> String {
+        let mut config = self.clone();
+        for model in &mut config.models {
+            if let Origin::Folder(folder) = &mut model.origin {
+                *folder = PathBuf::new();
+            }
+        }
+        config.hash()
+    }
+
     /// What [`Config::hash`] is of.
     pub(crate) fn decisive(&self) -> impl Serialize {
         let mut models = self.models.clone();

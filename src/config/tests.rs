@@ -412,6 +412,15 @@ fn the_hash_is_of_what_decides_the_models() {
     {
         assert_ne!(hash(&[other]), hash(&[]), "{other}");
     }
+    for same in ["train.device=cpu", "train.distributed.bucket_mb=1", "train.micro_batch_tokens=4096"] {
+        assert_eq!(hash(&[same]), hash(&[]), "{same}");
+    }
+    for other in ["train.dtype=bf16", "train.deterministic=true"] {
+        assert_ne!(hash(&[other]), hash(&[]), "{other}");
+    }
+    let anywhere = |set: &str| valid("<HEAD><MODEL>", &[set]).hash_anywhere();
+    assert_eq!(anywhere("model.0.path=c"), anywhere("model.0.path=/elsewhere"));
+    assert_ne!(anywhere("train.seed=1"), anywhere("train.seed=2"));
 }
 
 #[test]
