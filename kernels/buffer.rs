@@ -74,15 +74,32 @@ impl Buffer {
     /// On the CPU, which computes in f32.
     pub fn keep_bf16(&mut self) -> Result<()> {
         match &mut self.memory {
-            Memory::Host { values, bf16 } if cfg!(test) => {
-                *bf16 = Some(values.all().iter().map(|&x| round(x)).collect())
-            }
+            Memory::Host { values, bf16 } if cfg!(test) => *bf16 = Some(vec![0; values.len()]),
             Memory::Host { .. } => bail!("a copy in bf16 was asked for on the CPU, which computes in f32"),
             #[cfg(feature = "cuda")]
+            Memory::Cuda { values, bf16 } => *bf16 = Some(Box::new(values.zeros_like()?)),
+        }
+        self.refresh_bf16()
+    }
+
+    /// Writes the copy in bf16 anew, if one is kept: for values that somebody else wrote, who had them on
+    /// [loan](Self::lend).
+    ///
+    /// # Errors
+    /// What a GPU says.
+    pub fn refresh_bf16(&mut self) -> Result<()> {
+        match &mut self.memory {
+            Memory::Host { values, bf16 } => {
+                for (copy, &value) in bf16.iter_mut().flatten().zip(values.all()) {
+                    *copy = round(value);
+                }
+            }
+            #[cfg(feature = "cuda")]
             Memory::Cuda { values, bf16 } => {
-                let copy = bf16.insert(Box::new(values.zeros_like()?));
-                let cuda = gpu::cuda::expect(&self.device)?;
-                gpu::buffer::to_bf16(&*cuda, copy.address(0), values.address(0), values.len())?;
+                if let Some(copy) = bf16 {
+                    let cuda = gpu::cuda::expect(&self.device)?;
+                    gpu::buffer::to_bf16(&*cuda, copy.address(0), values.address(0), values.len())?;
+                }
             }
         }
         Ok(())
@@ -340,6 +357,14 @@ mod tests {
         assert_eq!(buffer.bf16_bits()?, bits(&x));
         buffer.fill(0.3)?;
         assert_eq!(buffer.bf16_bits()?, bits(&[0.3; 5]));
+        match buffer.lend(1..3)? {
+            Lent::Host(mut lent) => lent.fill(0.7),
+            #[cfg(feature = "cuda")]
+            Lent::Cuda(_) => unreachable!("it is on the CPU"),
+        }
+        assert_eq!(buffer.bf16_bits()?, bits(&[0.3; 5]));
+        buffer.refresh_bf16()?;
+        assert_eq!(buffer.bf16_bits()?, bits(&[0.3, 0.7, 0.7, 0.3, 0.3]));
         Ok(())
     }
 }

@@ -28,26 +28,59 @@ pub enum Lent {
 #[derive(Debug)]
 pub struct OnHost {
     shared: Arc<Shared>,
-    range: Range<usize>,
+    loan: Loan,
 }
 
 #[derive(Debug)]
 struct Shared {
     start: NonNull<f32>,
     len: usize,
-    lent: Mutex<Vec<Range<usize>>>,
+    loans: Arc<Loans>,
+}
+
+/// Which parts of a buffer are lent.
+#[derive(Debug, Default)]
+pub(crate) struct Loans(Mutex<Vec<Range<usize>>>);
+
+/// One of them, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Loan {
+    loans: Arc<Loans>,
+    range: Range<usize>,
+}
+
+impl Loans {
+    /// Lends a part of a buffer of `len`.
+    ///
+    /// # Errors
+    /// Where it goes past the end, or some of it is lent.
+    pub fn lend(self: &Arc<Self>, range: Range<usize>, len: usize) -> Result<Loan> {
+        let mut lent = self.lent();
+        if range.start > range.end || range.end > len || lent.iter().any(|other| overlap(other, &range)) {
+            bail!("{range:?} of a buffer of {len} cannot be lent: lent are {lent:?}");
+        }
+        lent.push(range.clone());
+        Ok(Loan { loans: self.clone(), range })
+    }
+
+    fn lent(&self) -> MutexGuard<'_, Vec<Range<usize>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let mut lent = self.loans.lent();
+        if let Some(i) = lent.iter().position(|range| *range == self.range) {
+            lent.swap_remove(i);
+        }
+    }
 }
 
 // SAFETY: it owns plain numbers, and only `Lendable` and `OnHost` reach them, each its own part.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn lent(&self) -> MutexGuard<'_, Vec<Range<usize>>> {
-        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Drop for Shared {
     fn drop(&mut self) {
@@ -60,7 +93,7 @@ impl Drop for Shared {
 impl From<Vec<f32>> for Lendable {
     fn from(data: Vec<f32>) -> Self {
         let data = Box::leak(data.into_boxed_slice());
-        Self { shared: Arc::new(Shared { len: data.len(), start: NonNull::from(data).cast(), lent: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { len: data.len(), start: NonNull::from(data).cast(), loans: Arc::default() }) }
     }
 }
 
@@ -127,17 +160,13 @@ impl Lendable {
     /// # Errors
     /// Where it goes past the end, or some of it is lent.
     pub fn lend(&mut self, range: Range<usize>) -> Result<OnHost> {
-        let mut lent = self.shared.lent();
-        if range.start > range.end || range.end > self.len() || lent.iter().any(|other| overlap(other, &range)) {
-            bail!("{range:?} of a buffer of {} cannot be lent: lent are {lent:?}", self.len());
-        }
-        lent.push(range.clone());
-        Ok(OnHost { shared: self.shared.clone(), range })
+        let loan = self.shared.loans.lend(range, self.len())?;
+        Ok(OnHost { shared: self.shared.clone(), loan })
     }
 
     fn at(&self, range: &Range<usize>) -> *mut f32 {
         assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of a buffer of {}", self.len());
-        let lent = self.shared.lent();
+        let lent = self.shared.loans.lent();
         assert!(!lent.iter().any(|other| overlap(other, range)), "{range:?} of a buffer: lent are {lent:?}");
         // SAFETY: in bounds.
         unsafe { self.shared.start.as_ptr().add(range.start) }
@@ -153,22 +182,15 @@ impl Deref for OnHost {
 
     fn deref(&self) -> &[f32] {
         // SAFETY: in bounds since it was lent, and its owner does not reach it until this is dropped.
-        unsafe { slice::from_raw_parts(self.shared.start.as_ptr().add(self.range.start), self.range.len()) }
+        unsafe { slice::from_raw_parts(self.shared.start.as_ptr().add(self.loan.range.start), self.loan.range.len()) }
     }
 }
 
 impl DerefMut for OnHost {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above, and this is borrowed alone.
-        unsafe { slice::from_raw_parts_mut(self.shared.start.as_ptr().add(self.range.start), self.range.len()) }
-    }
-}
-
-impl Drop for OnHost {
-    fn drop(&mut self) {
-        let mut lent = self.shared.lent();
-        if let Some(i) = lent.iter().position(|range| *range == self.range) {
-            lent.swap_remove(i);
+        unsafe {
+            slice::from_raw_parts_mut(self.shared.start.as_ptr().add(self.loan.range.start), self.loan.range.len())
         }
     }
 }

@@ -218,7 +218,7 @@ fn launchers_variables_make_ranks() {
     let (_folder, file) = folder();
     let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port().to_string();
     let rank = |rank: &str| {
-        let mut command = by(&file, 1);
+        let mut command = by(&file, 2);
         command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")]);
         command.envs([("MASTER_ADDR", "localhost"), ("MASTER_PORT", &port)]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -248,6 +248,13 @@ fn what_cannot_be_is_said_once() {
     assert_eq!(stderr.matches(message).count(), 1, "{stderr}");
     let stderr = fails(2, &["train.freeze=[\"nothing\"]"]);
     assert_eq!(stderr.matches("no parameter's name begins with \"nothing\"").count(), 1, "{stderr}");
+    let mut command = by(&file, 4);
+    command.envs([("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
+    let output = wait(start(command));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "error: --nproc-per-node 4: a launcher has started 2 processes on this machine; leave the option out\n"
+    );
     let stderr = fails(2, &["train.epochs=0"]);
     assert_eq!(stderr.matches("error: ").count(), 1, "{stderr}");
 }

@@ -32,7 +32,8 @@ impl Part {
     /// # Errors
     /// The user's: variables or options that do not fit one another.
     pub fn of_this_process(nodes: &Nodes, config: &Config) -> Result<Self> {
-        if let Some(world) = launched()? {
+        if let Some(world) = launched()?.filter(|world| world.world_size > 1) {
+            fits(nodes, &world)?;
             return Ok(Self::Rank(world));
         }
         let nproc_per_node = match nodes.nproc_per_node.unwrap_or(config.distributed.nproc_per_node) {
@@ -69,6 +70,24 @@ impl Part {
     }
 }
 
+/// What the command line says has to be what a launcher did.
+fn fits(nodes: &Nodes, world: &World) -> Result<()> {
+    let does_not = |option: &str, got: usize, launched: usize, what: &str| {
+        Err(user_error!("--{option} {got}: a launcher has started {launched} {what}; leave the option out"))
+    };
+    match nodes.nproc_per_node {
+        Some(Processes::Count(count)) if count != world.local_world_size => {
+            return does_not("nproc-per-node", count, world.local_world_size, "processes on this machine");
+        }
+        _ => {}
+    }
+    let machines = world.world_size.div_ceil(world.local_world_size);
+    match usize::from(nodes.nnodes) {
+        nnodes if nnodes > 1 && nnodes != machines => does_not("nnodes", nnodes, machines, "machines' processes"),
+        _ => Ok(()),
+    }
+}
+
 /// The rank that a launcher made this process, if one did.
 ///
 /// # Errors
@@ -102,7 +121,8 @@ pub fn join(world: World, config: &Config) -> Result<Communicator> {
     }
     let exit = |reason: &str| {
         say(format_args!("error: {reason}"));
-        std::process::exit(1)
+        // SAFETY: it ends the process. What libraries do at an exit, CUDA's for one, may wait for what is lost.
+        unsafe { libc::_exit(1) }
     };
     let timeout = Duration::from_secs(config.distributed.timeout_s);
     let timing = Timing { exit: Some(exit), ..Timing::new(timeout) };

@@ -15,6 +15,10 @@ const ANY: i64 = i64::MAX;
 /// Far above any length a model here takes; a typing error is above it.
 const MAX_LENGTH: i64 = 1 << 20;
 const MAX_THREADS: i64 = 1024;
+/// A week.
+const MAX_TIMEOUT_S: i64 = 7 * 24 * 3600;
+/// More than any model here has.
+const MAX_BUCKET_MB: i64 = 1 << 20;
 
 const POSITIVE: Bounds = Bounds { holds: |x| x > 0.0, says: "a number above 0" };
 const NOT_NEGATIVE: Bounds = Bounds { holds: |x| x >= 0.0, says: "a number from 0" };
@@ -334,8 +338,8 @@ fn distributed(table: Table<'_>) -> Distributed {
     };
     let distributed = Distributed {
         nproc_per_node: if enabled { nproc_per_node } else { otherwise.nproc_per_node },
-        timeout_s: table.integer("timeout_s", 1..=ANY, otherwise.timeout_s as i64),
-        bucket_mb: table.integer("bucket_mb", 1..=ANY, otherwise.bucket_mb as i64),
+        timeout_s: table.integer("timeout_s", 1..=MAX_TIMEOUT_S, otherwise.timeout_s as i64),
+        bucket_mb: table.integer("bucket_mb", 1..=MAX_BUCKET_MB, otherwise.bucket_mb as i64),
     };
     table.finish();
     distributed

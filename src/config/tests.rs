@@ -122,7 +122,7 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
             "10:17: `train.deterministic` is 1: needs true or false",
             "12:11: `train.distributed.enabled` is 1: needs true or false",
             "13:18: `train.distributed.nproc_per_node` is \"all\": needs an integer from 1 to 1024 or \"gpu\"",
-            "14:13: `train.distributed.timeout_s` is 0: needs an integer from 1",
+            "14:13: `train.distributed.timeout_s` is 0: needs an integer from 1 to 604800",
             "15:1: unknown key `train.distributed.buckets`: did you mean `bucket_mb`?",
         ],
     ),

@@ -14,7 +14,9 @@ use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_ipc::reader::StreamDecoder;
 use memmap2::Mmap;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
+use crate::config::hex;
 use crate::store::{read_json, sha256_file};
 
 /// The rows of one part, as a `datasets` folder keeps them.
@@ -101,6 +103,16 @@ impl Dataset {
             }
         }
         Ok(dataset)
+    }
+
+    /// A hash of every row's tokens and label, in their order.
+    pub fn digest(&self) -> String {
+        let row = |hash: Sha256, i: usize| {
+            let ids = self.input_ids(i).iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>();
+            let length = (ids.len() as u64).to_le_bytes();
+            hash.chain_update(length).chain_update(ids).chain_update(self.label(i).unwrap_or(u32::MAX).to_le_bytes())
+        };
+        hex(&(0..self.len).fold(Sha256::new(), row).finalize())
     }
 
     /// Rows.

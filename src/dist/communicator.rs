@@ -133,20 +133,30 @@ impl Communicator {
     /// # Errors
     /// A rank that is lost.
     pub fn all_gather<T: Serialize + DeserializeOwned>(&self, value: &T) -> Result<Vec<T>> {
+        self.gather(value, false)
+    }
+
+    fn gather<T: Serialize + DeserializeOwned>(&self, value: &T, patient: bool) -> Result<Vec<T>> {
         let bytes = serde_json::to_vec(value)?;
-        let gathered = self.submit(move |group| group.all_gather(&bytes)).wait()?;
+        let gather = move |group: &mut dyn ProcessGroup| {
+            group.patient(patient);
+            let gathered = group.all_gather(&bytes);
+            group.patient(false);
+            gathered
+        };
+        let gathered = self.submit(gather).wait()?;
         let read = |(rank, bytes): (usize, &Vec<u8>)| {
             serde_json::from_slice(bytes).with_context(|| format!("what rank {rank} said cannot be read"))
         };
         gathered.iter().enumerate().map(read).collect()
     }
 
-    /// The main process's `value` on every rank; what the others give is not read.
+    /// The main process's `value` on every rank, once it has one; what the others give is not read.
     ///
     /// # Errors
     /// A rank that is lost.
     pub fn from_main<T: Serialize + DeserializeOwned>(&self, value: Option<&T>) -> Result<T> {
-        let mut values = self.all_gather(&value.filter(|_| self.is_main()).map(serde_json::to_value).transpose()?)?;
+        let mut values = self.gather(&value.filter(|_| self.is_main()).map(serde_json::to_value).transpose()?, true)?;
         let value = values.swap_remove(0).context("the main process said nothing")?;
         serde_json::from_value(value).context("what the main process said cannot be read")
     }
@@ -173,7 +183,7 @@ impl Communicator {
             {
                 result = Some(work()?);
             }
-            self.barrier()?;
+            self.gather(&(), true)?;
         }
         result.context("a rank has no turn")
     }
@@ -195,6 +205,9 @@ fn count(sum: &AtomicU64, started: Instant) {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.abort("it panicked");
+        }
         self.jobs.take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -112,6 +112,10 @@ pub trait ProcessGroup {
         self.all_gather(&[]).map(|_| ())
     }
 
+    /// From now on this rank may wait in a collective for as long as the others live: the main process works
+    /// alone. Or no longer.
+    fn patient(&mut self, patient: bool);
+
     /// Tells all other ranks that this one gives up, and why: their collectives fail with it.
     fn abort(&mut self, reason: &str);
 }

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use cudarc::driver::{CudaSlice, CudaStream};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 use kiln_kernels::OnGpu;
 
 use super::{Numbers, Order, ProcessGroup, Tcp, Timing, World};
-use crate::user_error;
 
 /// Ranks with a GPU each. What lies on a GPU is summed by NCCL, in place and on a stream of its own, which
 /// waits for what the backward had launched when it lent the numbers, and for no more. What lies on the
@@ -96,7 +95,7 @@ impl ProcessGroup for Nccl {
     fn all_reduce(&mut self, numbers: Numbers<'_>, order: Order) -> Result<()> {
         let Numbers::Cuda(numbers) = numbers else { return self.tcp.all_reduce(numbers, order) };
         if order == Order::Tree {
-            return Err(user_error!("train.deterministic = true takes one GPU: NCCL adds in an order of its own"));
+            bail!("NCCL adds in an order of its own, not in a tree");
         }
         self.run(numbers, |comm, numbers| {
             comm.all_reduce_in_place(numbers, &ReduceOp::Sum).map(|_| ()).map_err(|e| says("a sum", &e))
@@ -113,6 +112,10 @@ impl ProcessGroup for Nccl {
 
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.tcp.all_gather(bytes)
+    }
+
+    fn patient(&mut self, patient: bool) {
+        self.tcp.patient(patient);
     }
 
     fn abort(&mut self, reason: &str) {

@@ -6,7 +6,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +74,8 @@ pub(super) struct Pulse {
     entered: AtomicU64,
     /// When the present one was, in ms since `start`, plus 1; 0 outside.
     inside_since: AtomicU64,
+    /// Whether it may take as long as it takes.
+    patient: AtomicBool,
     start: Instant,
     links: Vec<Link>,
     /// Connections that the verdict closes, so that whoever waits on one wakes.
@@ -120,6 +122,7 @@ impl Pulse {
             decided: Condvar::new(),
             entered: AtomicU64::new(0),
             inside_since: AtomicU64::new(0),
+            patient: AtomicBool::new(false),
             start: Instant::now(),
             links: links.collect::<std::io::Result<_>>().context("setting up heartbeats")?,
             data: Mutex::default(),
@@ -148,7 +151,9 @@ impl Pulse {
             anyhow::bail!(verdict);
         }
         self.entered.fetch_add(1, Ordering::Relaxed);
-        self.inside_since.store(self.start.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+        if !self.patient.load(Ordering::Relaxed) {
+            self.inside_since.store(self.start.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+        }
         let result = collective();
         self.inside_since.store(0, Ordering::Relaxed);
         result.map_err(|error| {
@@ -164,6 +169,11 @@ impl Pulse {
                 }
             }
         })
+    }
+
+    /// Whether collectives may take as long as they take from now on.
+    pub fn patient(&self, patient: bool) {
+        self.patient.store(patient, Ordering::Relaxed);
     }
 
     /// The verdict, once there is one.
@@ -279,6 +289,9 @@ impl Pulse {
 
     fn judge(&self, inside: Duration) {
         let seen = |link: &Link| *lock(&link.seen);
+        if let Some(link) = self.links.iter().find(|link| inside > self.timing.lost && seen(link).left) {
+            return self.decide(format!("{} has left, and others wait for it", link.peer));
+        }
         for link in self.links.iter().filter(|link| !seen(link).left) {
             let silence = seen(link).at.elapsed();
             if silence > self.timing.lost {

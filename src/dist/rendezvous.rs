@@ -2,8 +2,8 @@
 //! learns where all the rest take connections.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// What a connection is given to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// The longest line of an introduction: the members of a world of some thousands.
-const LINE: u64 = 1 << 20;
+const LINE: usize = 1 << 20;
 
 /// The first line on every connection.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,32 +49,54 @@ enum Answer {
 pub(super) fn join(world: &World, job: &str, timing: Timing) -> Result<(Mesh, Arc<Pulse>)> {
     let until = Instant::now() + timing.progress;
     let result = if world.rank == 0 { gather(world, job, until) } else { come(world, job, until) };
-    let Group { me, key, links, listener, mut data, members } = result.with_context(|| {
+    let Group { me, key, links, listener, members } = result.with_context(|| {
         format!("rank {} of {} at {}:{}", world.rank, world.world_size, world.master_addr, world.master_port)
     })?;
+    let pulse = Pulse::start(me.clone(), links, timing)?;
+    match connect(&me, &key, &listener, &members, &pulse, until) {
+        Ok(mesh) => Ok((mesh, pulse)),
+        Err(error) => {
+            pulse.abort(&format!("{error:#}"));
+            let verdict = pulse.verdict().map_or(error, anyhow::Error::msg); // an earlier one is the cause
+            pulse.leave();
+            Err(verdict)
+        }
+    }
+}
+
+/// Connects a rank to all others, for data. Heartbeats go on meanwhile.
+fn connect(
+    me: &Member,
+    key: &str,
+    listener: &TcpListener,
+    members: &[Member],
+    pulse: &Pulse,
+    until: Instant,
+) -> Result<Mesh> {
+    let mut data: Vec<Option<TcpStream>> = members.iter().map(|_| None).collect();
     // Each rank calls those below it, and is called by those above.
     for member in members.iter().filter(|member| member.rank < me.rank) {
-        let mut stream = call(member.address, until).with_context(|| format!("cannot reach {member}"))?;
-        say(&mut stream, &Hello::Data { key: key.clone(), rank: me.rank })?;
-        data.insert(member.rank, stream);
+        let mut stream = call(&[member.address], until, || pulse.verdict().is_some())
+            .with_context(|| format!("cannot reach {member} at {}", member.address))?;
+        say(&mut stream, &Hello::Data { key: key.into(), rank: me.rank })?;
+        data[member.rank] = Some(stream);
     }
     listener.set_nonblocking(true)?;
-    while data.len() + 1 < world.world_size {
-        let Some(mut stream) = accept(&listener, until)? else {
-            let missing = (0..world.world_size).filter(|rank| *rank != me.rank && !data.contains_key(rank));
+    while data[me.rank + 1..].iter().any(Option::is_none) {
+        let Some(mut stream) = accept(listener, until, || pulse.verdict().is_some())? else {
+            let missing = (me.rank + 1..members.len()).filter(|&rank| data[rank].is_none());
             bail!("no connection came from {}", ranks(missing));
         };
-        if let Ok(Hello::Data { key: theirs, rank }) = hear(&mut stream)
+        if let Ok(Hello::Data { key: theirs, rank }) = hear(&mut stream, Instant::now() + INTRODUCTION)
             && theirs == key
-            && (me.rank + 1..world.world_size).contains(&rank)
+            && (me.rank + 1..members.len()).contains(&rank)
         {
-            data.insert(rank, stream);
+            data[rank] = Some(stream);
         } // else a stranger
     }
-    let mesh = Mesh::new((0..world.world_size).map(|rank| data.remove(&rank)).collect())?;
-    let pulse = Pulse::start(me, links, timing)?;
+    let mesh = Mesh::new(data)?;
     mesh.streams().try_for_each(|stream| pulse.guard(stream))?;
-    Ok((mesh, pulse))
+    Ok(mesh)
 }
 
 /// What a rank knows when all are there.
@@ -85,8 +107,7 @@ struct Group {
     links: Vec<(Member, TcpStream)>,
     /// Where this rank takes connections for data.
     listener: TcpListener,
-    /// Those that came early.
-    data: BTreeMap<usize, TcpStream>,
+    /// All, by rank.
     members: Vec<Member>,
 }
 
@@ -98,11 +119,14 @@ fn gather(world: &World, job: &str, until: Instant) -> Result<Group> {
     listener.set_nonblocking(true)?;
     let mut joined: BTreeMap<usize, (Member, TcpStream)> = BTreeMap::new();
     while joined.len() + 1 < world.world_size {
-        let Some(mut stream) = accept(&listener, until)? else {
+        let Some(mut stream) = accept(&listener, until, || false)? else {
             let missing = (1..world.world_size).filter(|rank| !joined.contains_key(rank));
             bail!("{} did not come within the time of train.distributed.timeout_s", ranks(missing));
         };
-        let Ok(Hello::Join { world_size, job: theirs, member }) = hear(&mut stream) else { continue }; // a stranger
+        let Ok(Hello::Join { world_size, job: theirs, member }) = hear(&mut stream, Instant::now() + INTRODUCTION)
+        else {
+            continue; // a stranger
+        };
         let problem = if world_size != world.world_size {
             Some(format!("{member} is of a world of {world_size}, rank 0 of one of {}", world.world_size))
         } else if theirs != job {
@@ -132,48 +156,62 @@ fn gather(world: &World, job: &str, until: Instant) -> Result<Group> {
         say(stream, &Answer::Welcome { key: key.clone(), members: members.clone() })
             .with_context(|| format!("{member} went away"))?;
     }
-    Ok(Group { me, key, links, listener, data: BTreeMap::new(), members })
+    Ok(Group { me, key, links, listener, members })
 }
 
 /// Every other rank's part.
 fn come(world: &World, job: &str, until: Instant) -> Result<Group> {
-    let master = (world.master_addr.as_str(), world.master_port);
     let mut stream = loop {
-        let reached = master.to_socket_addrs().and_then(|mut addresses| {
-            let address = addresses.next().ok_or(ErrorKind::NotFound)?;
-            TcpStream::connect_timeout(&address, INTRODUCTION)
-        });
-        match reached {
+        // A name that is not known yet may be in a moment, as rank 0 may not be there yet.
+        let addresses = (world.master_addr.as_str(), world.master_port).to_socket_addrs();
+        let addresses = addresses.map(Vec::from_iter).and_then(|addresses| call(&addresses, Instant::now(), || false));
+        match addresses {
             Ok(stream) => break stream,
             Err(e) if Instant::now() > until => {
                 return Err(anyhow!(e).context("rank 0 cannot be reached; is it running, and MASTER_ADDR its host?"));
             }
-            Err(_) => thread::sleep(RETRY), // it may not be there yet
+            Err(_) => thread::sleep(RETRY),
         }
     };
-    // Reachable by the way that leads to rank 0.
-    let listener = TcpListener::bind((stream.local_addr()?.ip(), 0))?;
-    let me = Member { rank: world.rank, pid: std::process::id(), host: store::host(), address: listener.local_addr()? };
+    // Reachable by the way that leads to rank 0; which may be one that other machines do not have.
+    let here = stream.local_addr()?.ip();
+    let at = if here.is_loopback() && is_on_many_machines(world) { unspecified(here) } else { here };
+    let listener = TcpListener::bind((at, 0))?;
+    let address = SocketAddr::new(here, listener.local_addr()?.port());
+    let me = Member { rank: world.rank, pid: std::process::id(), host: store::host(), address };
     say(&mut stream, &Hello::Join { world_size: world.world_size, job: job.into(), member: me.clone() })?;
-    stream.set_read_timeout(Some(until.saturating_duration_since(Instant::now()).max(RETRY)))?;
-    let mut members = match hear(&mut stream).context("rank 0 did not bring all ranks together")? {
+    let (key, mut members) = match hear(&mut stream, until).context("rank 0 did not bring all ranks together")? {
         Answer::Welcome { key, members } => (key, members),
         Answer::Refused(why) => return Err(user_error!("{why}")),
     };
-    let rank_0 = members.1.first_mut().context("rank 0 names no ranks")?;
-    rank_0.address = stream.peer_addr()?;
-    let links = vec![(rank_0.clone(), stream)];
-    Ok(Group { me, key: members.0, links, listener, data: BTreeMap::new(), members: members.1 })
+    ensure!(members.iter().map(|member| member.rank).eq(0..world.world_size), "rank 0 names other ranks");
+    let rank_0 = stream.peer_addr()?;
+    members[0].address = rank_0;
+    for member in members.iter_mut().filter(|member| member.address.ip().is_loopback()) {
+        member.address.set_ip(rank_0.ip()); // it is on rank 0's machine
+    }
+    let links = vec![(members[0].clone(), stream)];
+    Ok(Group { me, key, links, listener, members })
 }
 
-/// Listens at the master's address; where that is another's name for this host, at all of its addresses.
+fn is_on_many_machines(world: &World) -> bool {
+    world.world_size > world.local_world_size
+}
+
+/// All addresses of a machine.
+fn unspecified(like: IpAddr) -> IpAddr {
+    if like.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
+}
+
+/// Listens at the master's address. Where that is another's name for this host, or one by which other
+/// machines do not reach it (many have their own name for 127.0.1.1), at all of its addresses.
 fn listen(world: &World) -> Result<TcpListener> {
-    let all = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).map(drop); // whether there is a network at all
-    all.context("cannot listen for the other ranks")?;
-    let at = (world.master_addr.as_str(), world.master_port);
-    let bound = match TcpListener::bind(at) {
-        Err(e) if matches!(e.kind(), ErrorKind::AddrNotAvailable) => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, world.master_port))
+    let everywhere = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, world.master_port));
+    let bound = match TcpListener::bind((world.master_addr.as_str(), world.master_port)) {
+        Err(e) if matches!(e.kind(), ErrorKind::AddrNotAvailable) => everywhere(),
+        Ok(bound) if is_on_many_machines(world) && bound.local_addr()?.ip().is_loopback() => {
+            drop(bound);
+            everywhere()
         }
         bound => bound,
     };
@@ -186,7 +224,8 @@ fn listen(world: &World) -> Result<TcpListener> {
     })
 }
 
-fn accept(listener: &TcpListener, until: Instant) -> Result<Option<TcpStream>> {
+/// The next connection, if one comes in time and before there is a reason to `stop`.
+fn accept(listener: &TcpListener, until: Instant, stop: impl Fn() -> bool) -> Result<Option<TcpStream>> {
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -199,7 +238,7 @@ fn accept(listener: &TcpListener, until: Instant) -> Result<Option<TcpStream>> {
                     ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
                 ) =>
             {
-                if Instant::now() > until {
+                if Instant::now() > until || stop() {
                     return Ok(None);
                 }
                 thread::sleep(Duration::from_millis(2));
@@ -209,12 +248,21 @@ fn accept(listener: &TcpListener, until: Instant) -> Result<Option<TcpStream>> {
     }
 }
 
-fn call(address: SocketAddr, until: Instant) -> std::io::Result<TcpStream> {
+/// A connection to the first of some addresses that takes one, tried until then or until there is a reason to
+/// `stop`.
+fn call(addresses: &[SocketAddr], until: Instant, stop: impl Fn() -> bool) -> std::io::Result<TcpStream> {
     loop {
-        match TcpStream::connect_timeout(&address, INTRODUCTION) {
-            Err(_) if Instant::now() < until => thread::sleep(RETRY),
-            reached => return reached,
+        let mut last = ErrorKind::NotFound.into();
+        for address in addresses {
+            match TcpStream::connect_timeout(address, INTRODUCTION) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
         }
+        if Instant::now() >= until || stop() {
+            return Err(last);
+        }
+        thread::sleep(RETRY);
     }
 }
 
@@ -224,15 +272,20 @@ fn say(stream: &mut TcpStream, message: &impl Serialize) -> Result<()> {
     Ok(stream.write_all(&line)?)
 }
 
-/// Reads one line and no byte past it: what comes next belongs to others.
-fn hear<T: serde::de::DeserializeOwned>(stream: &mut TcpStream) -> Result<T> {
-    if stream.read_timeout()?.is_none() {
-        stream.set_read_timeout(Some(INTRODUCTION))?;
+/// Reads one line that comes in time, and no byte past it: what comes next belongs to others.
+fn hear<T: serde::de::DeserializeOwned>(stream: &mut TcpStream, until: Instant) -> Result<T> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while byte != *b"\n" {
+        let left = until.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero() && line.len() < LINE, "the other end does not come to an end");
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut byte) {
+            Ok(0) => bail!("the other end said nothing"),
+            Ok(_) => line.extend_from_slice(&byte),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
-    let mut line = Vec::new();
-    let mut one = BufReader::with_capacity(1, std::io::Read::take(&*stream, LINE));
-    one.read_until(b'\n', &mut line)?;
-    ensure!(line.ends_with(b"\n"), "the other end said nothing");
     stream.set_read_timeout(None)?;
     Ok(serde_json::from_slice(&line)?)
 }

@@ -28,5 +28,6 @@ impl ProcessGroup for Solo {
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(vec![bytes.to_vec()])
     }
+    fn patient(&mut self, _: bool) {}
     fn abort(&mut self, _: &str) {}
 }

@@ -40,7 +40,7 @@ struct Spawned {
 /// Starts this machine's ranks, each `command()` with torchrun's variables, and waits for their end.
 /// `signal` says which signal has come for them, if any.
 ///
-/// No rank outlives this process, however it ends.
+/// No rank outlives this process: on Linux however it ends, elsewhere unless it is killed.
 ///
 /// # Errors
 /// A process that cannot be started: the others are ended.
@@ -67,12 +67,14 @@ pub fn spawn(launch: &Launch, command: impl Fn() -> Command, signal: impl Fn() -
             command.env(name, value.to_string());
         }
         command.env("MASTER_ADDR", &launch.master_addr).env("MASTER_PORT", port.to_string()).stdin(Stdio::null());
+        let mut lines = None;
         if rank > 0 {
-            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            let (reader, writer) = std::io::pipe().context("a pipe to hear a rank by")?;
+            command.stdout(writer.try_clone()?).stderr(writer);
+            lines = Some(thread::spawn(move || last_lines(BufReader::new(reader))));
         }
         bind_to_parent(&mut command);
-        let mut child = command.spawn().with_context(|| format!("cannot start rank {rank}"))?;
-        let lines = child.stderr.take().map(|stderr| thread::spawn(move || last_lines(BufReader::new(stderr))));
+        let child = command.spawn().with_context(|| format!("cannot start rank {rank}"))?;
         spawned.ranks.push(Rank { rank, child, lines, ended: None });
     }
     let (mut told, mut stopped) = (None, false);
@@ -93,7 +95,7 @@ pub fn spawn(launch: &Launch, command: impl Fn() -> Command, signal: impl Fn() -
         }
         thread::sleep(LOOK);
     }
-    Ok(ExitCode::from(spawned.verdict()))
+    Ok(ExitCode::from(spawned.verdict(told)))
 }
 
 impl Spawned {
@@ -110,8 +112,8 @@ impl Spawned {
     }
 
     /// The exit code for all. Says what a rank said last that failed, unless the main process, which hears
-    /// why the others give up, has said it.
-    fn verdict(&mut self) -> u8 {
+    /// why the others give up, has said it. `told` is the signal that was passed on to them.
+    fn verdict(&mut self, told: Option<i32>) -> u8 {
         let Self { ranks, failed, .. } = self;
         let status = |i: usize| ranks[i].ended.unwrap_or_default();
         let main = failed.iter().find(|&&i| ranks[i].rank == 0).and_then(|&i| status(i).code());
@@ -120,13 +122,19 @@ impl Spawned {
         // What the agent itself ended is not the cause.
         let culprit = failed.iter().copied().find(|&i| !gave_up(i)).or(failed.first().copied());
         let Some(i) = culprit else { return 0 };
-        let code = status(i).code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-        let (how, silent) = match (status(i).code(), status(i).signal()) {
-            (Some(code), _) => (format!("ended with exit code {code}"), gave_up(i) && main.is_some()),
-            (None, signal) => (format!("was ended by signal {}", signal.unwrap_or_default()), false),
+        let (code, how, silent) = match (status(i).code(), status(i).signal()) {
+            (Some(code), _) => {
+                let said = ranks[i].rank == 0 || (gave_up(i) && main.is_some());
+                (u8::try_from(code).unwrap_or(1), format!("ended with exit code {code}"), said)
+            }
+            (None, signal) => {
+                let number = signal.unwrap_or_default();
+                let asked = signal == told;
+                (if asked { 128 + number as u8 } else { 1 }, format!("was ended by signal {number}"), asked)
+            }
         };
         let rank = &mut ranks[i];
-        if rank.rank > 0 && !silent {
+        if !silent {
             let lines = rank.lines.take().and_then(|lines| lines.join().ok()).unwrap_or_default();
             let quoted: String = lines.iter().map(|line| format!("\n  {line}")).collect();
             let said = if quoted.is_empty() { "" } else { "; it said last:" };
@@ -171,13 +179,14 @@ fn bind_to_parent(command: &mut Command) {
     }
 }
 
+/// What of `reader` is text, by lines; all of it is read.
 fn last_lines(reader: impl std::io::BufRead) -> VecDeque<String> {
     let mut last = VecDeque::new();
-    for line in reader.lines().map_while(Result::ok) {
+    for line in reader.split(b'\n').map_while(Result::ok) {
         if last.len() == LAST_LINES {
             last.pop_front();
         }
-        last.push_back(line);
+        last.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
     }
     last
 }

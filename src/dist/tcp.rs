@@ -10,6 +10,11 @@ use super::mesh::{Incoming, Mesh, Outgoing, Sink};
 use super::pulse::{Pulse, Timing};
 use super::{Numbers, Order, ProcessGroup, World, rendezvous};
 
+/// Begins what a rank gives to be gathered: what begins otherwise is of another collective.
+const MARK: [u8; 8] = *b"gathered";
+/// The most bytes that a rank gives to be gathered.
+const LONGEST: u64 = 1 << 32;
+
 /// Ranks connected by TCP.
 ///
 /// A sum is a reduce-scatter and an all-gather around the ring (Patarasuk and Yuan, 2009): each rank
@@ -167,13 +172,22 @@ impl ProcessGroup for Tcp {
             self.mesh.exchange(&sends, &mut receives)
         };
         self.pulse.clone().during(|| {
-            let mut lengths = vec![vec![0; 8]; world_size];
-            gather(&(bytes.len() as u64).to_le_bytes(), &mut lengths)?;
-            let length = |bytes: &Vec<u8>| bytes.iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
-            let mut gathered: Vec<_> = lengths.iter().map(|bytes| vec![0; length(bytes) as usize]).collect();
+            let mut headers = vec![vec![0; 16]; world_size];
+            gather(&[MARK, (bytes.len() as u64).to_le_bytes()].concat(), &mut headers)?;
+            let mut gathered = Vec::new();
+            for (from, header) in headers.iter().enumerate() {
+                let (mark, length) = header.split_at(8);
+                let length = length.iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
+                ensure!(mark == MARK && length <= LONGEST, "rank {from} is out of step: it does something else");
+                gathered.push(vec![0; length as usize]);
+            }
             gather(bytes, &mut gathered)?;
             Ok(gathered)
         })
+    }
+
+    fn patient(&mut self, patient: bool) {
+        self.pulse.patient(patient);
     }
 
     fn abort(&mut self, reason: &str) {
@@ -183,6 +197,9 @@ impl ProcessGroup for Tcp {
 
 impl Drop for Tcp {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.pulse.abort("it panicked");
+        }
         self.pulse.leave();
     }
 }

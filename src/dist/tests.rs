@@ -164,6 +164,70 @@ fn a_rank_that_stands_still_is_named() {
 }
 
 #[test]
+fn a_rank_that_leaves_early_panics_or_is_out_of_step_is_named() {
+    let said = verdicts(timing(), drop);
+    assert!(said.len() == 3 && said.iter().all(|s| s.contains("rank 2 broke") || s.contains("has left")), "{said:?}");
+
+    let said = verdicts(timing(), |group| {
+        let work = std::panic::AssertUnwindSafe(move || {
+            let _group = group;
+            panic!("on purpose");
+        });
+        assert!(std::panic::catch_unwind(work).is_err());
+    });
+    assert!(said.len() == 3 && said.iter().all(|s| s.ends_with("gave up: it panicked")), "{said:?}");
+
+    let said = tcp(2, timing(), |mut group| {
+        let one_thing = |group: &mut Tcp| group.all_reduce(Numbers::F32(&mut [1e30; 100]), Order::Fastest);
+        let done = if group.rank() == 0 { one_thing(&mut group) } else { group.all_gather(&[1; 64]).map(drop) };
+        format!("{:#}", done.unwrap_err())
+    });
+    assert!(said.iter().all(|s| s.contains("rank 0 is out of step")), "{said:?}");
+}
+
+#[test]
+fn the_main_process_may_work_alone_for_longer_than_a_collective_may_take() {
+    let timing = Timing { progress: Duration::from_millis(300), ..timing() };
+    let work = |world: World| {
+        let ranks = Communicator::new(move || Tcp::join(&world, "test", timing)).unwrap();
+        let alone = || {
+            thread::sleep(Duration::from_millis(800));
+            Ok(ranks.rank())
+        };
+        let first = ranks.is_main().then(|| alone().unwrap() + 7);
+        assert_eq!(ranks.from_main(first.as_ref()).unwrap(), 7);
+        assert_eq!(ranks.in_turn(alone).unwrap(), ranks.rank());
+        if ranks.is_main() {
+            alone().unwrap();
+        }
+        let error = ranks.barrier().unwrap_err().to_string();
+        assert!(error.contains("rank 0") && error.contains("made no progress"), "{error}");
+    };
+    let work = &work;
+    thread::scope(|scope| worlds(2).into_iter().for_each(|world| drop(scope.spawn(move || work(world)))));
+}
+
+#[test]
+fn the_exit_code_is_that_of_the_rank_that_failed_or_of_the_signal_that_was_asked_for() {
+    let run = |script: &str, signal: Option<i32>| {
+        let command = || {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        let started = Instant::now();
+        let signal = || signal.filter(|_| started.elapsed() > Duration::from_millis(200));
+        format!("{:?}", spawn(&Launch::local(2), command, signal).unwrap())
+    };
+    let code = |code: u8| format!("{:?}", std::process::ExitCode::from(code));
+    assert_eq!(run("exit 0", None), code(0));
+    assert_eq!(run(r"printf 'not \377 text\n' >&2; exit $((RANK * 3))", None), code(3));
+    assert_eq!(run("[ $RANK = 0 ] && kill -9 $$; sleep 30", None), code(1));
+    assert_eq!(run("sleep 30", Some(libc::SIGTERM)), code(143));
+    assert_eq!(run("trap 'exit 130' INT; sleep 30 & wait", Some(libc::SIGINT)), code(130));
+}
+
+#[test]
 fn ranks_that_do_not_belong_together_are_told() {
     let join = |world: World, job: &'static str| {
         thread::spawn(move || format!("{:#}", Tcp::join(&world, job, timing()).err().unwrap()))

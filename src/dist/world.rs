@@ -111,6 +111,13 @@ impl World {
                 world.world_size
             ));
         }
+        if world.local_rank >= world.local_world_size {
+            return Err(user_error!(
+                "local rank {} of {} on this machine: needs a local rank below their number",
+                world.local_rank,
+                world.local_world_size
+            ));
+        }
         Ok(Some(world))
     }
 }
@@ -252,6 +259,10 @@ mod tests {
             (
                 &[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")],
                 "rank 2 of a world of 2: needs a rank below the world size",
+            ),
+            (
+                &[("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "0")],
+                "local rank 0 of 0 on this machine: needs a local rank below their number",
             ),
             (
                 &[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "70000")],

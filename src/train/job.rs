@@ -111,6 +111,7 @@ impl Job<'_> {
         let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
         progress.finish();
         let (Outcome::Finished(best), Some(files)) = (&outcome, self.files) else { return Ok(outcome) };
+        let tokens = trainer.micro_batch_tokens();
         drop(trainer); // its moments make room for the best weights on their way
 
         classifier.load_weights(&checkpoints(files).path(best.step).join("model.safetensors"))?;
@@ -118,8 +119,8 @@ impl Job<'_> {
         classifier.save(staged.path())?;
         tokenizer.save(staged.path())?;
         store::publish(staged, &files.model())?;
-        let statistics = evaluate(&Communicator::solo()?, &classifier, &validation, settings.micro_batch_tokens)?
-            .statistics(self.snapshot.labels());
+        let statistics =
+            evaluate(&Communicator::solo()?, &classifier, &validation, tokens)?.statistics(self.snapshot.labels());
         report::curves(&files.metrics_jsonl(), &files.curves_png())?;
         store::write_json(&files.statistics_json(), &statistics)?; // last: it says that training is done
         Ok(outcome)

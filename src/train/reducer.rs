@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use kiln_kernels::{Buffer, Lent};
+use kiln_kernels::{Buffer, Device, Lent};
 use kiln_models::nn::{Parameter, Parameters};
 
 use crate::data::sampler::CHUNKS;
@@ -143,11 +143,16 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Refuses a world that does not divide [`CHUNKS`].
+    /// Refuses a world that does not divide [`CHUNKS`], and one of several GPUs.
     ///
     /// # Errors
-    /// The user's, with the world sizes that do.
-    pub fn fits(world_size: usize) -> Result<()> {
+    /// The user's, with the worlds that there may be.
+    pub fn fits(world_size: usize, device: &Device) -> Result<()> {
+        if world_size > 1 && !device.is_cpu() {
+            return Err(crate::user_error!(
+                "train.deterministic = true takes one GPU: NCCL adds in an order of its own"
+            ));
+        }
         if CHUNKS.is_multiple_of(world_size) {
             return Ok(());
         }

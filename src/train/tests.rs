@@ -2,10 +2,11 @@
 
 use std::thread;
 
+use anyhow::Result;
 use kiln_models::nn::Parameter;
 
 use super::*;
-use crate::config::{Config, Overrides};
+use crate::config::{self, Config, Overrides};
 use crate::data::{self, Part, Snapshot};
 use crate::dist::{Communicator, Tcp, Timing, World};
 use crate::store::Experiment;
@@ -33,7 +34,7 @@ impl Case {
     }
 
     /// The gradient of a step as one of `ranks` has it at the end of the sums.
-    fn gradient(&self, ranks: &Communicator, settings: &crate::config::Train) -> Named {
+    fn gradient(&self, ranks: &Communicator, settings: &config::Train) -> Result<Named> {
         let mut model = self.config.models[0].clone();
         model.train = settings.clone();
         let job = Job { config: &self.config, model: &model, snapshot: &self.snapshot, files: None, quiet: true };
@@ -43,16 +44,16 @@ impl Case {
         let data = (&train, &validation);
         let bucket_bytes = 100_000;
         let objective = self.config.objective;
-        let mut trainer = Trainer::new(ranks, &classifier, data, settings, objective, bucket_bytes, None).unwrap();
-        trainer.gradients_of_the_next_step().unwrap();
+        let mut trainer = Trainer::new(ranks, &classifier, data, settings, objective, bucket_bytes, None)?;
+        trainer.gradients_of_the_next_step()?;
         let gradients = classifier.built().parameters.gradients();
         let named = |p: &Parameter| (p.name().to_owned(), gradients.read(p.range()).unwrap());
-        classifier.built().parameters.iter().map(named).collect()
+        Ok(classifier.built().parameters.iter().map(named).collect())
     }
 
     /// The gradient made by a world of `world_size`, in which all ranks have to have the same bits.
     fn by(&self, world_size: usize, micro_batch_tokens: usize, accumulation: usize, deterministic: bool) -> Named {
-        let settings = crate::config::Train {
+        let settings = config::Train {
             micro_batch_tokens,
             gradient_accumulation_steps: accumulation,
             deterministic,
@@ -60,10 +61,8 @@ impl Case {
         };
         let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let rank = |rank| {
-            let world = World { rank, world_size, local_rank: rank, master_port: port, ..World::solo() };
-            let timing = Timing::new(std::time::Duration::from_secs(60));
-            let ranks = Communicator::new(move || Tcp::join(&world, "test", timing)).unwrap();
-            self.gradient(&ranks, &settings)
+            let ranks = join(world_size, rank, port);
+            self.gradient(&ranks, &settings).unwrap()
         };
         let rank = &rank;
         let all: Vec<Named> = thread::scope(|scope| {
@@ -73,6 +72,13 @@ impl Case {
         assert!(all.iter().all(|other| bits(other) == bits(&all[0])), "ranks differ");
         all.into_iter().next().unwrap()
     }
+}
+
+fn join(world_size: usize, rank: usize, master_port: u16) -> Communicator {
+    let world =
+        World { rank, world_size, local_rank: rank, local_world_size: world_size, master_port, ..World::solo() };
+    let timing = Timing::new(std::time::Duration::from_secs(60));
+    Communicator::new(move || Tcp::join(&world, "test", timing)).unwrap()
 }
 
 fn bits(gradient: &Named) -> Vec<u32> {
@@ -103,6 +109,23 @@ fn the_gradient_is_one_however_the_work_is_divided() {
             );
         }
     }
+}
+
+#[test]
+fn ranks_that_would_do_something_else_are_refused() {
+    let case = Case::new();
+    let settings = &case.config.models[0].train;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let rank = |rank| {
+        let ranks = join(2, rank, port);
+        let settings = config::Train { micro_batch_auto: false, micro_batch_tokens: 100 + rank, ..settings.clone() };
+        case.gradient(&ranks, &settings).map(drop).unwrap_err().to_string()
+    };
+    let rank = &rank;
+    let said = thread::scope(|scope| [0, 1].map(|r| scope.spawn(move || rank(r))).map(|rank| rank.join().unwrap()));
+    let expected = "rank 1 has train.micro_batch_tokens of 101, rank 0 of 100: give all ranks the same kiln, files \
+                    and settings";
+    assert_eq!(said, [expected; 2]);
 }
 
 #[test]

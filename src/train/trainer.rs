@@ -100,17 +100,17 @@ impl<'a> Trainer<'a> {
         let counts = label_counts(train, classifier.id2label().len())?;
         label_counts(validation, counts.len())?;
         let class_weights = class_weights(&settings.class_weights, classifier.id2label(), &counts)?;
-        if settings.deterministic {
-            Tree::fits(ranks.world_size())?;
-        }
         let parameters = &classifier.built().parameters;
+        if settings.deterministic {
+            Tree::fits(ranks.world_size(), &parameters.device())?;
+        }
         let mut optimizer = Optimizer::new(parameters, settings)?;
         let mut state = State::default();
         if let Some(Output { checkpoints, log }) = &mut output {
             state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
             log.cut_back(state.step)?;
         }
-        let state = agree(ranks, state, parameters, &mut optimizer, (train, validation))?;
+        let state = agree(ranks, state, parameters, &mut optimizer, (train, validation), (settings, bucket_bytes))?;
         let reducer = Reducer::new(ranks, parameters, bucket_bytes);
         let schedule = Schedule::new(settings.schedule, settings.warmup, total_steps);
         Ok(Self {
@@ -191,6 +191,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// The most tokens of a micro-batch: what the settings say, or what [`fit_memory`](Self::fit_memory)
+    /// found.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.micro_batch_tokens
+    }
+
     /// The micro-batches that this rank makes in the next step, as sums that are made one by one.
     pub fn next_micro_batches(&mut self) -> Vec<Vec<Vec<u32>>> {
         self.sampler.micro_batches(self.state.step, self.share())
@@ -237,7 +243,7 @@ impl<'a> Trainer<'a> {
                 return Ok(Outcome::Interrupted(signal, self.state.step));
             }
         }
-        if let Some(signal) = signals.received() {
+        if let (_, Some(signal)) = self.gather(Vec::new(), signals.received())? {
             return Ok(Outcome::Interrupted(signal, self.state.step)); // it came with the last checkpoint
         }
         self.state

@@ -1,5 +1,6 @@
 //! Flat memory on a GPU.
 use super::driver;
+use crate::lending::{Loan, Loans};
 use candle_core::{CudaDevice, Result};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits};
 use std::{mem::ManuallyDrop, ops::Range, sync::Arc};
@@ -12,13 +13,13 @@ pub(crate) struct Slice<T> {
     len: usize,
     device: CudaDevice,
     /// Whoever has a part on loan has a clone.
-    lent: Arc<()>,
+    loans: Arc<Loans>,
 }
 
 impl<T> Drop for Slice<T> {
     fn drop(&mut self) {
         // What somebody still has on loan is never freed.
-        if Arc::strong_count(&self.lent) == 1 {
+        if Arc::strong_count(&self.loans) == 1 {
             // SAFETY: this is the end of it.
             unsafe { ManuallyDrop::drop(&mut self.data) };
         }
@@ -32,7 +33,7 @@ pub struct OnGpu {
     len: usize,
     ready: CudaEvent,
     stream: Arc<CudaStream>,
-    _lent: Arc<()>,
+    _loan: Loan,
 }
 
 impl OnGpu {
@@ -63,7 +64,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Slice<T> {
     pub fn zeros(len: usize, device: &CudaDevice) -> Result<Self> {
         let data = device.cuda_stream().alloc_zeros(len.max(1));
         let data = ManuallyDrop::new(driver(data, &says::<T>(len))?);
-        Ok(Self { data, len, device: device.clone(), lent: Arc::default() })
+        Ok(Self { data, len, device: device.clone(), loans: Arc::default() })
     }
 
     pub fn upload(values: &[T], device: &CudaDevice) -> Result<Self> {
@@ -88,13 +89,11 @@ impl<T: DeviceRepr + ValidAsZeroBits> Slice<T> {
 
     /// Lends a part to another stream.
     pub fn lend(&mut self, range: Range<usize>) -> Result<OnGpu> {
-        if range.start > range.end || range.end > self.len {
-            candle_core::bail!("{range:?} of a buffer of {} cannot be lent", self.len);
-        }
+        let loan = self.loans.lend(range.clone(), self.len)?;
         let stream = self.device.cuda_stream();
         let ready = driver(stream.record_event(None), "lending a buffer")?;
         let address = self.address(range.start);
-        Ok(OnGpu { address, len: range.len(), ready, stream, _lent: self.lent.clone() })
+        Ok(OnGpu { address, len: range.len(), ready, stream, _loan: loan })
     }
 
     pub fn write(&mut self, offset: usize, values: &[T]) -> Result<()> {
