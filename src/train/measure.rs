@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use kiln_kernels::{Buffer, Device, Tensor, linear, threads};
+use kiln_kernels::{Buffer, DType, Device, Tensor, linear, threads};
 use kiln_models::nn::{Mode, Packing};
 
 use super::{Job, Marks, Start, Trainer, place};
 use crate::allocator::KeptPages;
-use crate::config::{Duration, available_threads};
+use crate::config::{Dtype, Duration, available_threads};
 use crate::data::Part;
 use crate::dist::Communicator;
 use crate::metrics::scaling::{Bucket, Measured, Profile, Step};
@@ -51,7 +51,7 @@ pub fn measure(ranks: &Communicator, job: &Job<'_>, load: Load) -> Result<Measur
     trainer.fit_memory(|message| crate::error::say(message))?;
 
     let device = classifier.built().parameters.device();
-    let peak_flops = peak(ranks, &device)?;
+    let peak_flops = peak(ranks, &device, settings.dtype)?;
     let (mut mine, mut profiles) = (Vec::new(), Vec::new());
     for step in 0..load.warmup + load.steps {
         let micro_batches = trainer.next_micro_batches().concat();
@@ -114,14 +114,18 @@ fn course(marks: &Marks, bytes: impl Iterator<Item = usize>, started: Instant, e
     }
 }
 
-/// Operations a second in products of large square matrices by the library's own kernel, on all ranks at
-/// once.
-fn peak(ranks: &Communicator, device: &Device) -> Result<f64> {
+/// Operations a second in products of large square matrices by the library's own kernel, in the dtype that
+/// training computes in, on all ranks at once.
+fn peak(ranks: &Communicator, device: &Device, dtype: Dtype) -> Result<f64> {
     let mut size = 1024;
     let (x, w) = loop {
         let numbers: Vec<f32> = (0..size * size).map(|i| (i * 7919 % 1999) as f32 / 1999.0 - 0.5).collect();
-        let w = Buffer::from_vec(numbers.clone(), device)?;
-        let x = Tensor::from_vec(numbers, (size, size), device)?;
+        let mut w = Buffer::from_vec(numbers.clone(), device)?;
+        let mut x = Tensor::from_vec(numbers, (size, size), device)?;
+        if dtype == Dtype::Bf16 {
+            w.keep_bf16()?;
+            x = x.to_dtype(DType::BF16)?;
+        }
         product(&x, &w)?; // what a first call prepares
         let started = Instant::now();
         product(&x, &w)?;
