@@ -185,6 +185,16 @@ pub struct Model {
 pub enum Origin {
     /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json.
     Folder(PathBuf),
+    /// Such a folder on the Hub.
+    Hub {
+        /// `org/name`.
+        repository: String,
+        /// A branch, a tag or a commit.
+        revision: String,
+        /// Where it lies; empty until it is fetched.
+        #[serde(skip)]
+        folder: PathBuf,
+    },
     /// New weights and a tokenizer trained on the train part.
     Scratch {
         /// The architecture's `model_type`, as in a config.json.

@@ -28,6 +28,7 @@ pub mod data;
 pub mod dist;
 pub mod error;
 pub mod export;
+pub mod hub;
 pub mod infer;
 pub mod metrics;
 pub mod pretrained;
@@ -37,6 +38,7 @@ pub mod store;
 mod tensors;
 pub mod track;
 pub mod train;
+mod weights;
 
 #[cfg(test)]
 mod testing {

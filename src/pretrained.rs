@@ -14,6 +14,7 @@ use crate::error::UserError;
 use crate::store;
 use crate::tensors::{self, Stored, TensorFile};
 use crate::user_error;
+use crate::weights::Weights;
 
 /// A sequence classifier with its labels.
 pub struct Classifier {
@@ -57,7 +58,11 @@ impl Classifier {
         let config = read_config(folder)?;
         let classifier = Self::fresh(config, labels, dropout, seed)
             .with_context(|| folder.join("config.json").display().to_string())?;
-        let report = classifier.load_weights(&folder.join("model.safetensors"))?;
+        let weights = || {
+            let weights = Weights::open(folder)?;
+            classifier.load_named(&weights.names(), |name| weights.read(name))
+        };
+        let report = weights().map_err(UserError)?;
         Ok((classifier, report))
     }
 
@@ -95,16 +100,15 @@ impl Classifier {
     /// # Errors
     /// A file that is not safetensors, or a tensor whose shape does not fit.
     pub fn load_weights(&self, file: &Path) -> Result<LoadReport> {
-        let read = || -> Result<LoadReport> {
+        let read = || {
             let tensors = TensorFile::open(file)?;
-            self.built.parameters.load(self.built.architecture.base_prefix, &tensors.names(), |name| {
-                let shape = tensors.info(name)?.shape.clone();
-                let mut data = Vec::with_capacity(shape.iter().product());
-                tensors.read(name, |piece| data.extend_from_slice(piece))?;
-                anyhow::Ok(NamedTensor { shape, data })
-            })
+            self.load_named(&tensors.names(), |name| tensors.tensor(name))
         };
         read().with_context(|| file.display().to_string()).map_err(|e| UserError(e).into())
+    }
+
+    fn load_named(&self, names: &[String], get: impl FnMut(&str) -> Result<NamedTensor>) -> Result<LoadReport> {
+        self.built.parameters.load(self.built.architecture.base_prefix, names, get)
     }
 
     /// Writes config.json and model.safetensors; the tokenizer's files are the tokenizer's to write.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use kiln_kernels::Buffer;
+use kiln_models::nn::NamedTensor;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -57,6 +58,17 @@ impl TensorFile {
     /// There is none of this name.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.metadata.info(name).with_context(|| format!("it has no tensor {name:?}"))
+    }
+
+    /// A whole tensor.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn tensor(&self, name: &str) -> Result<NamedTensor> {
+        let shape = self.info(name)?.shape.clone();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        self.read(name, |piece| data.extend_from_slice(piece))?;
+        Ok(NamedTensor { shape, data })
     }
 
     /// Hands a tensor's elements, as f32, to `take`, some at a time.

@@ -469,6 +469,43 @@ fn a_model_starts_from_an_earlier_run() {
     assert_eq!(f1(1), f1(2), "a step of no length leaves the earlier model as it was");
 }
 
+/// In huggingface_hub's cache, where nothing is fetched: what fetches has tests of its own, with a Hub.
+#[test]
+fn a_model_starts_from_the_hub() {
+    let run = &*FINISHED;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("experiment.toml");
+    let toml = "name = \"hub\"\nroot = \"runs\"\n[data]\nsource = \"sample\"\n[[model]]\nname = \"m\"\n\
+                path = \"hf:kiln/small@v1\"\n[train]\nmax_steps = 2\n";
+    fs::write(&file, toml).unwrap();
+    let train = || {
+        let mut command = kiln();
+        command.arg("train").arg(&file).args(["--stop-after", "train"]);
+        command.env("HF_HOME", folder.path().join("hf")).env("HF_HUB_OFFLINE", "1");
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stderr) = train();
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("hf:kiln/small@v1 is not in ") && stderr.contains("nothing is fetched offline"),
+        "{stderr}"
+    );
+
+    let place = folder.path().join("hf/hub/models--kiln--small");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    fs::create_dir_all(place.join("refs")).unwrap();
+    fs::create_dir_all(place.join("snapshots")).unwrap();
+    fs::write(place.join("refs/v1"), commit).unwrap();
+    std::os::unix::fs::symlink(run.model().join("model"), place.join("snapshots").join(commit)).unwrap();
+    let (code, stderr) = train();
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("tensors loaded"), "{stderr}");
+    let lock: Value = store::read_json(&folder.path().join("runs/hub/runs/1/lock.json")).unwrap();
+    let weights = store::sha256_file(&run.model().join("model/model.safetensors")).unwrap();
+    assert_eq!(lock["base"]["m"]["model.safetensors"], weights);
+}
+
 #[test]
 fn a_loss_that_is_not_finite_names_its_step_and_rows() {
     let folder = copy(&FINISHED);

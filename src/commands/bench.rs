@@ -15,7 +15,7 @@ use crate::error::say;
 use crate::metrics::scaling::{Figures, Measured};
 use crate::store::{self, Experiment};
 use crate::train::{Job, Load, Signals, measure};
-use crate::{report, user_error};
+use crate::{hub, report, user_error};
 
 /// bench.json.
 #[derive(Serialize, Deserialize)]
@@ -87,7 +87,8 @@ pub fn run(args: &Bench, options: &Options) -> Result<ExitCode> {
 /// One rank's part: it computes with the others, and rank 0 writes what came of it.
 fn rank(args: &Bench, options: &Options, world: World, to: &Path) -> Result<ExitCode> {
     let overrides = Overrides { ranks: world.local_world_size, ..options.overrides() };
-    let config = Config::load(args.experiment.file.as_deref(), &overrides)?;
+    let mut config = Config::load(args.experiment.file.as_deref(), &overrides)?;
+    hub::fetch(&mut config, options.offline, options.quiet || world.local_rank > 0, hub::Scope::Whole)?;
     let ranks = ranks::join(world, &config)?;
     let work = || {
         let dir = Experiment::new(&config.root, &config.name).data_dir();

@@ -16,7 +16,7 @@ use crate::data::{self, Part, Snapshot, Tokenizer};
 use crate::error::say;
 use crate::store::Experiment;
 use crate::train::{Largest, Memory, freeze};
-use crate::{pretrained, store, user_error};
+use crate::{hub, pretrained, store, user_error, weights};
 
 /// Validates the experiment and prints what it comes to; with `--json`, every value resolved. Warns
 /// where a model's training needs more memory than there is.
@@ -24,7 +24,8 @@ use crate::{pretrained, store, user_error};
 /// # Errors
 /// The user's: all mistakes of the file, or all that is missing on the disk.
 pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
-    let config = Config::load(args.file.as_deref(), &options.overrides())?;
+    let mut config = Config::load(args.file.as_deref(), &options.overrides())?;
+    hub::fetch(&mut config, options.offline, options.quiet, hub::Scope::Description)?;
     let models = check(&config, None)?;
     let snapshot = data::find(&config.data, &Experiment::new(&config.root, &config.name).data_dir())?;
     let memory = config.models.iter().zip(&models).map(|(model, config)| memory(model, config, snapshot.as_ref()));
@@ -108,13 +109,15 @@ fn model_config(model: &Model, root: &Path) -> Result<ModelConfig, String> {
             config
         }
         Origin::Folder(folder) => {
-            for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            for name in ["config.json", "tokenizer.json"] {
                 if !folder.join(name).is_file() {
                     return Err(format!("{} is not there", folder.join(name).display()));
                 }
             }
+            weights::files(folder).map_err(|error| format!("{error:#}"))?;
             read_config(folder)?
         }
+        Origin::Hub { folder, .. } => read_config(folder)?,
     };
     let architecture = kiln_models::architecture(model_type(&config)).map_err(|error| error.to_string())?;
     let longest = (architecture.max_positions)(&config).map_err(|error| error.to_string())?;
@@ -148,7 +151,7 @@ fn model_type(config: &ModelConfig) -> &str {
 fn memory(model: &Model, config: &ModelConfig, snapshot: Option<&Snapshot>) -> Result<Memory> {
     let mut config = config.clone();
     let tokenizer = match (&model.train.init_from, &model.origin, snapshot) {
-        (None, Origin::Folder(folder), Some(_)) => Some(folder.clone()),
+        (None, Origin::Folder(folder) | Origin::Hub { folder, .. }, Some(_)) => Some(folder.clone()),
         (None, Origin::Scratch { vocab_size, .. }, Some(snapshot)) => Some(snapshot.scratch_tokenizer_dir(*vocab_size)),
         _ => None,
     };
@@ -209,6 +212,7 @@ fn summary(config: &Config, configs: &[ModelConfig], memory: &[Memory]) -> Strin
     for ((model, config), memory) in config.models.iter().zip(configs).zip(memory) {
         let from = match &model.origin {
             Origin::Folder(folder) => format!("from {}", folder.display()),
+            Origin::Hub { repository, revision, .. } => format!("from hf:{repository}@{revision}"),
             Origin::Scratch { vocab_size, .. } => format!("from scratch, vocab_size {vocab_size}"),
         };
         let train = &model.train;

@@ -9,6 +9,7 @@ use super::{check, print, print_json};
 use crate::cli::{File, Options};
 use crate::config::Config;
 use crate::data::{self, Part, Snapshot};
+use crate::hub;
 use crate::store::Experiment;
 use crate::train::Job;
 
@@ -17,7 +18,8 @@ use crate::train::Job;
 /// # Errors
 /// The user's, of the file and the data; files that cannot be read or written.
 pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
-    let config = Config::load(args.file.as_deref(), &options.overrides())?;
+    let mut config = Config::load(args.file.as_deref(), &options.overrides())?;
+    hub::fetch(&mut config, options.offline, options.quiet, hub::Scope::Whole)?;
     check::check(&config, None)?;
     let experiment = Experiment::new(&config.root, &config.name);
     let snapshot = data::prepare(&config.data, &experiment.data_dir())?;

@@ -12,6 +12,7 @@ use crate::data::{self, Part, Snapshot};
 use crate::dist::{Communicator, World};
 use crate::error::say;
 use crate::export::{export_model, quantize_model};
+use crate::hub;
 use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
 use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
@@ -25,7 +26,7 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     let launched = ranks::launched()?;
     let local_ranks = launched.as_ref().map_or(1, |world| world.local_world_size);
     let overrides = Overrides { ranks: local_ranks, ..options.overrides() };
-    let config = Config::load(args.experiment.file.as_deref(), &overrides)?;
+    let mut config = Config::load(args.experiment.file.as_deref(), &overrides)?;
     let world = match ranks::Part::of_this_process(&args.nodes, &config)? {
         ranks::Part::Agent(launch) if args.stop_after != Some(Stage::Prepare) => {
             return ranks::watch(&launch, &Signals::listen()?, &[]);
@@ -36,6 +37,7 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     if world.rank > 0 && args.stop_after == Some(Stage::Prepare) {
         return Ok(ExitCode::SUCCESS);
     }
+    hub::fetch(&mut config, options.offline, options.quiet || world.local_rank > 0, hub::Scope::Whole)?;
     if world.rank > 0 {
         let ranks = ranks::join(world, &config)?;
         let followed = ranks::follow(&ranks, &config, &Signals::listen()?);

@@ -230,6 +230,19 @@ fn models(field: &Field<'_>, train: &Table<'_>, max_length: u64) -> Option<Vec<M
     Some(models)
 }
 
+/// `org/name@revision`, or `org/name` for its main branch.
+fn hub(reference: &str) -> Option<Origin> {
+    let (repository, revision) = reference.split_once('@').unwrap_or((reference, "main"));
+    // What they are made of on the Hub; they become addresses and folders.
+    let is_word = |word: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        !word.is_empty() && word.bytes().all(plain) && !word.starts_with('.') && !word.contains("..")
+    };
+    let parts = |text: &str| text.split('/').all(is_word);
+    let valid = parts(repository) && repository.split('/').count() <= 2 && parts(revision);
+    valid.then(|| Origin::Hub { repository: repository.into(), revision: revision.into(), folder: PathBuf::new() })
+}
+
 fn origin(table: &Table<'_>) -> Option<Origin> {
     let chosen = table.first_of(["path", "architecture"]);
     let config = table.get("config");
@@ -238,9 +251,6 @@ fn origin(table: &Table<'_>) -> Option<Origin> {
     tokenizer.finish();
     match chosen {
         Some(("path", field)) => {
-            if field.string("a folder").is_some_and(|path| path.starts_with("hf:")) {
-                return field.reject("a folder for now, with config.json, model.safetensors and tokenizer.json");
-            }
             // What stands in the file beside a --set path is what the path replaces.
             if matches!(field.node.at, At::File(_)) {
                 for other in [table.get("config"), table.get("tokenizer")].into_iter().flatten() {
@@ -250,7 +260,10 @@ fn origin(table: &Table<'_>) -> Option<Origin> {
                     ));
                 }
             }
-            field.path("a folder").map(Origin::Folder)
+            match field.string("a folder")?.strip_prefix("hf:") {
+                Some(reference) => hub(reference).or_else(|| field.reject("a folder, or hf:org/name@revision")),
+                None => field.path("a folder").map(Origin::Folder),
+            }
         }
         Some((_, field)) => {
             let architecture = field.string("an architecture's name, as \"bert\"");

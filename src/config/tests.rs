@@ -195,11 +195,11 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
     ),
     // Names and paths.
     (
-        "<HEAD>[[model]]\nname = \"trials\"\npath = \"hf:a/b@c\"",
+        "<HEAD>[[model]]\nname = \"trials\"\npath = \"hf:a/b/c@d\"",
         &[],
         &[
             "5:8: `model.0.name` is \"trials\": needs another name: \"trials\" is reserved",
-            "6:8: `model.0.path` is \"hf:a/b@c\": needs a folder for now, with config.json, model.safetensors and tokenizer.json",
+            "6:8: `model.0.path` is \"hf:a/b/c@d\": needs a folder, or hf:org/name@revision",
         ],
     ),
     (
@@ -386,6 +386,24 @@ fn options_are_laid_over_the_file() {
     let config = valid(text, &sets);
     let Model { origin, train, .. } = &config.models[0];
     assert_eq!(*origin, Origin::Folder("other".into()));
+    for (path, expected) in [
+        ("hf:org/name", Some(("org/name", "main"))),
+        ("hf:bert-base-uncased@v1.0", Some(("bert-base-uncased", "v1.0"))),
+        ("hf:org/name@refs/pr/7", Some(("org/name", "refs/pr/7"))),
+        ("hf:", None),
+        ("hf:org/name@", None),
+        ("hf:../name", None),
+        ("hf:org/name@a..b", None),
+        ("hf:org/na me", None),
+    ] {
+        let config = parse("<HEAD><MODEL>", &[&format!("model.0.path={path}")]);
+        let hub = |(repository, revision): (&str, &str)| Origin::Hub {
+            repository: repository.into(),
+            revision: revision.into(),
+            folder: Default::default(),
+        };
+        assert_eq!(config.ok().map(|config| config.models[0].origin.clone()), expected.map(hub), "{path}");
+    }
     assert_eq!((train.duration, train.learning_rate), (Duration::Steps(20), 1e-3));
     assert_eq!(train.freeze, ["bert.embeddings"]);
     assert_eq!(train.class_weights, ClassWeights::Given([("a.b".to_owned(), 2.0)].into()));

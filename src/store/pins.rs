@@ -45,14 +45,15 @@ impl Pins {
         for model in &config.models {
             let folder = match (&model.train.init_from, &model.origin) {
                 (Some(reference), _) => find_model(reference, &config.root)?,
-                (None, Origin::Folder(folder)) => folder.clone(),
+                (None, Origin::Folder(folder) | Origin::Hub { folder, .. }) => folder.clone(),
                 (None, Origin::Scratch { .. }) => continue,
             };
             let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
             let mut files = BTreeMap::new();
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name.ends_with(".safetensors") || name == "config.json" || name == "tokenizer.json" {
+                let weights = [".safetensors", ".bin", ".index.json"].iter().any(|end| name.ends_with(end));
+                if weights || name == "config.json" || name == "tokenizer.json" {
                     files.insert(name, sha256_file(&entry.path())?);
                 }
             }

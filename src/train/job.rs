@@ -50,7 +50,7 @@ impl Job<'_> {
         let earlier =
             train.init_from.as_ref().map(|reference| store::find_model(reference, &self.config.root)).transpose()?;
         let (classifier, tokenizer) = match (&earlier, &self.model.origin) {
-            (Some(folder), _) | (None, Origin::Folder(folder)) => {
+            (Some(folder), _) | (None, Origin::Folder(folder) | Origin::Hub { folder, .. }) => {
                 let (classifier, report) = Classifier::pretrained(folder, labels, train.dropout, train.seed)?;
                 self.say(&format!("{}: {}", folder.display(), describe(&report)));
                 (classifier, Tokenizer::from_folder(folder)?)
