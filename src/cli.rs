@@ -95,6 +95,11 @@ pub enum Command {
     #[command(after_help = "Example:
   kiln check experiments/bbc.toml --set train.batch_size=32")]
     Check(File),
+    /// Trains a run's models again, and says whether all is the same to the bit
+    #[command(after_help = "Examples:
+  kiln repro bbc/3
+  kiln repro bbc/3 --output again      keeps what was made")]
+    Repro(Repro),
     /// Measures how fast N processes train together, for each N
     #[command(after_help = "Examples:
   kiln bench                                    1 and 2 processes on the embedded sample
@@ -209,6 +214,16 @@ pub struct Infer {
     /// Predicts with model.int8.onnx, which `export.quantize = "int8"` makes; the test is of both models
     #[arg(long, requires = "input")]
     pub int8: bool,
+}
+
+/// `kiln repro`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Repro {
+    /// A run folder or experiment/run_num [default: the newest]
+    pub run: Option<String>,
+    /// Keeps what is trained, in this folder [default: it is thrown away]
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }
 
 /// `kiln bench`

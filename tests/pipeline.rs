@@ -469,6 +469,41 @@ fn a_model_starts_from_an_earlier_run() {
     assert_eq!(f1(1), f1(2), "a step of no length leaves the earlier model as it was");
 }
 
+#[test]
+fn a_run_is_made_again_to_the_bit_or_the_first_difference_is_said() {
+    let folder = copy(&FINISHED);
+    let run = folder.path().join("quickstart/runs/1");
+    let repro = |run: &Path| {
+        let output = kiln().arg("repro").arg(run).arg("--json").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{stderr}")))
+    };
+    let (code, same) = repro(&run);
+    assert_eq!(code, Some(0), "{same}");
+    let weights = store::sha256_file(&run.join("small-bert/model/model.safetensors")).unwrap();
+    let expected = json!({"identical": true, "steps": 40, "first_difference": null, "weights": [weights, weights]});
+    assert_eq!((&same["identical"], &same["models"]["small-bert"]), (&json!(true), &expected));
+    assert_eq!(same["differences"], json!([]));
+
+    let metrics = run.join("small-bert/metrics.jsonl");
+    let mut events: Vec<Value> =
+        fs::read_to_string(&metrics).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let event = events.iter_mut().find(|event| event["step"] == 17).unwrap();
+    let loss = event["train_loss"].as_f64().unwrap();
+    event["train_loss"] = json!(loss.next_up());
+    fs::write(&metrics, events.iter().map(|event| format!("{event}\n")).collect::<String>()).unwrap();
+    let (code, other) = repro(&run);
+    assert_eq!(code, Some(1), "{other}");
+    let what = format!("train_loss was {}, is {loss}", loss.next_up());
+    assert_eq!(other["models"]["small-bert"]["first_difference"], json!({"step": 17, "what": what}));
+
+    let two = tempfile::tempdir().unwrap();
+    let trained = quickstart(two.path()).args(["--nproc-per-node", "2", "--stop-after", "train"]).status().unwrap();
+    assert!(trained.success());
+    let (code, same) = repro(&two.path().join("quickstart/runs/1"));
+    assert_eq!(code, Some(0), "{same}");
+}
+
 /// In huggingface_hub's cache, where nothing is fetched: what fetches has tests of its own, with a Hub.
 #[test]
 fn a_model_starts_from_the_hub() {

@@ -7,6 +7,7 @@ pub mod infer;
 pub mod models;
 pub mod prepare;
 pub mod ranks;
+pub mod repro;
 pub mod sample;
 pub mod train;
 
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Prepare(args) => prepare::run(args, options),
         Command::Export(args) => export::run(args, options),
         Command::Infer(args) => infer::run(args, options),
+        Command::Repro(args) => repro::run(args, options),
         Command::Bench(args) => bench::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::ranks::{self, Task};
 use super::{check, prepare};
 use crate::cli::{Options, Stage, Train};
-use crate::config::{self, Config, Overrides, Quantize};
+use crate::config::{self, Config, Overrides, Processes, Quantize};
 use crate::data::{self, Part, Snapshot};
 use crate::dist::{Communicator, World};
 use crate::error::say;
@@ -49,6 +49,8 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         None | Some(Stage::Export) => Some(runtime::ensure(options.offline)?), // now, not after an hour of training
     };
     let ranks = ranks::join(world, &config)?;
+    // lock.json says how many made it, whoever started them.
+    config.distributed.nproc_per_node = Processes::Count(ranks.world_size());
     lead(args, options, &config, runtime, &ranks).inspect_err(|error| ranks.abort(&format!("{error:#}")))
 }
 

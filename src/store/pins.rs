@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::find_model;
-use crate::config::{Config, Origin, hex};
+use crate::config::{Config, Model, Origin, hex};
 
 /// What a run was made from, to make it again or to say why it cannot go on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,12 @@ pub struct Pins {
     /// SHA-256 of what each model starts from (weights, config.json, tokenizer.json), by model, then by
     /// file; none from scratch.
     pub base: BTreeMap<String, BTreeMap<String, String>>,
+    /// The commit of each model that starts from the Hub.
+    #[serde(default)] // runs from before there was this key
+    pub hub: BTreeMap<String, String>,
+    /// SHA-256 of the program.
+    #[serde(default)] // as above
+    pub binary: String,
     /// CPU threads by model: with as many, a run is the same to the last bit.
     pub threads: BTreeMap<String, usize>,
     /// The CPU's architecture and the extensions that kernels choose by.
@@ -59,11 +65,19 @@ impl Pins {
             }
             base.insert(model.name.clone(), files);
         }
+        let commit = |model: &Model| match &model.origin {
+            Origin::Hub { folder, .. } => {
+                Some((model.name.clone(), folder.file_name()?.to_string_lossy().into_owned()))
+            }
+            _ => None,
+        };
         Ok(Self {
             kiln: env!("CARGO_PKG_VERSION").into(),
             config_hash: config.hash(),
             snapshot: snapshot.into(),
             base,
+            hub: config.models.iter().filter_map(commit).collect(),
+            binary: sha256_file(&std::env::current_exe().context("looking for kiln itself")?)?,
             threads: config.models.iter().map(|model| (model.name.clone(), model.train.threads)).collect(),
             cpu_features: cpu_features(),
             sets: config.sets.clone(),
@@ -75,7 +89,7 @@ impl Pins {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub(super) fn changed_base(&self, config: &Config, snapshot: &str) -> Result<Vec<String>> {
+    pub fn changed_base(&self, config: &Config, snapshot: &str) -> Result<Vec<String>> {
         let now = Self::new(config, snapshot)?.base;
         let names = |base: &BTreeMap<String, BTreeMap<String, String>>| {
             let files =
@@ -85,6 +99,18 @@ impl Pins {
         let changed: BTreeSet<String> =
             names(&self.base).symmetric_difference(&names(&now)).map(|(name, _)| name.clone()).collect();
         Ok(changed.into_iter().collect())
+    }
+
+    /// In what the program and the CPU of `now` are others, as `what: then, now`.
+    pub fn other_machine(&self, now: &Self) -> Vec<String> {
+        let features = |pins: &Self| pins.cpu_features.join(" ");
+        let all = [
+            ("kiln", self.kiln.clone(), now.kiln.clone()),
+            ("its binary", self.binary.clone(), now.binary.clone()),
+            ("the CPU", features(self), features(now)),
+        ];
+        let other = all.into_iter().filter(|(_, then, now)| then != now);
+        other.map(|(what, then, now)| format!("{what}: {then} then, {now} now")).collect()
     }
 
     /// What keeps `config` on `snapshot` from going on with this run, as `key: then, now`; empty
