@@ -5,6 +5,7 @@ use std::process::Command;
 
 use kiln::config::{Data, Format, Source, Split};
 use kiln::data::{Encoding, Part, Snapshot, prepare};
+use kiln_models::TokenizerKind;
 use serde_json::{Value, json};
 
 use crate::support::{self, fetched, repository};
@@ -33,7 +34,7 @@ const INPUTS: [&str; 3] = ["input_ids", "token_type_ids", "attention_mask"];
 
 fn sample(folder: &Path) -> (Snapshot, Encoding) {
     let snapshot = prepare(&data(Source::Sample), folder).unwrap();
-    let tokenizer = snapshot.scratch_tokenizer(1000).unwrap();
+    let tokenizer = snapshot.scratch_tokenizer(TokenizerKind::WordPiece, 1000).unwrap();
     let encoding = snapshot.encode(&tokenizer, 128, &INPUTS, &Part::ALL, 2).unwrap();
     (snapshot, encoding)
 }
@@ -82,7 +83,8 @@ fn encodings_open_in_datasets() {
 fn a_trained_tokenizer_opens_in_transformers() {
     let folder = tempfile::tempdir().unwrap();
     let (snapshot, encoding) = sample(folder.path());
-    let tokenizer = snapshot.scratch_tokenizer(1000).unwrap();
+    let tokenizer = snapshot.scratch_tokenizer(TokenizerKind::WordPiece, 1000).unwrap();
+    let tokenizer = tokenizer.of(&kiln_models::bert::ARCHITECTURE, 512).unwrap();
     tokenizer.save(folder.path()).unwrap();
     let texts: Vec<String> = snapshot.rows(Part::Test).unwrap().into_iter().take(20).map(|row| row.text).collect();
     std::fs::write(folder.path().join("texts.json"), json!(texts).to_string()).unwrap();

@@ -2,7 +2,8 @@
 
 IDS_JSON is a file that holds a list of sequences of token ids, or of objects of named inputs
 (input_ids, token_type_ids, …); each goes through alone. Prints JSON: logits (a list a sequence), id2label,
-architecture, tokenizer (its class, vocab_size, and the ids of "Hello, world!"), missing and unexpected keys.
+architecture, tokenizer (its class, vocab_size, max_length, the inputs that it gives, the ids of "Hello, world!" and of
+"Hello, world!" with "What's up?" as a pair), missing and unexpected keys.
 """
 
 import json
@@ -30,7 +31,14 @@ print(json.dumps({
     "logits": logits,
     "id2label": {str(index): label for index, label in model.config.id2label.items()},
     "architecture": type(model).__name__,
-    "tokenizer": {"class": type(tokenizer).__name__, "vocab_size": len(tokenizer), "hello": tokenizer("Hello, world!")["input_ids"]},
+    "tokenizer": {
+        "class": type(tokenizer).__name__,
+        "vocab_size": len(tokenizer),
+        "max_length": tokenizer.model_max_length,
+        "inputs": sorted(tokenizer("Hello, world!")),
+        "hello": tokenizer("Hello, world!")["input_ids"],
+        "pair": tokenizer("Hello, world!", "What's up?")["input_ids"],
+    },
     "missing_keys": sorted(loading["missing_keys"]),
     "unexpected_keys": sorted(loading["unexpected_keys"]),
 }))  # fmt: skip
