@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use kiln::data::{Dataset, Tokenizer, encode_texts, sample};
+use kiln::data::{Dataset, Example, Tokenizer, encode_texts, sample};
 use kiln::export;
 use kiln::infer::runtime;
 use kiln::pretrained::Classifier;
@@ -129,32 +129,37 @@ fn onnx_runtime_fuses_the_layers_of_each() {
 #[test]
 fn transformers_loads_each_to_the_same_logits_and_ids() {
     let Some(python) = python() else { return };
-    for architecture in ARCHITECTURES {
-        let (folder, dataset) = (folder(architecture), encoded(architecture));
-        let examples: Vec<_> = (0..4).map(|i| dataset.example(i)).collect();
-        let rows: Vec<Value> = examples
-            .iter()
-            .map(|example| match example.token_type_ids {
-                Some(types) => json!({ "input_ids": example.input_ids, "token_type_ids": types }),
-                None => json!({ "input_ids": example.input_ids }),
-            })
-            .collect();
-        fs::write(folder.join("rows.json"), json!(rows).to_string()).unwrap();
-        let mut command = Command::new(&python);
-        command.arg("tests/python/load_model.py").arg(folder.join("model")).arg(folder.join("rows.json"));
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let loaded: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut command = Command::new(&python);
+    command.arg("tests/python/load_model.py");
+    let datasets: Vec<Dataset> = ARCHITECTURES.iter().map(|architecture| encoded(architecture)).collect();
+    for (architecture, dataset) in ARCHITECTURES.iter().zip(&datasets) {
+        let row = |example: Example<'_>| match example.token_type_ids {
+            Some(types) => json!({ "input_ids": example.input_ids, "token_type_ids": types }),
+            None => json!({ "input_ids": example.input_ids }),
+        };
+        let (model, rows) = (folder(architecture).join("model"), folder(architecture).join("rows.json"));
+        fs::write(&rows, json!((0..4).map(|i| row(dataset.example(i))).collect::<Vec<_>>()).to_string()).unwrap();
+        command.args([model, rows]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(lines.lines().count(), ARCHITECTURES.len());
 
-        let classifier = Classifier::load(&folder.join("model")).unwrap();
+    for ((architecture, dataset), line) in ARCHITECTURES.iter().zip(&datasets).zip(lines.lines()) {
+        let loaded: Value = serde_json::from_str(line).unwrap();
+        let model = folder(architecture).join("model");
+        let classifier = Classifier::load(&model).unwrap();
+        let examples: Vec<_> = (0..4).map(|i| dataset.example(i)).collect();
         let wanted = classifier.logits(&examples).unwrap().concat();
         let logits: Vec<Vec<f32>> = serde_json::from_value(loaded["logits"].clone()).unwrap();
         let difference = wanted.iter().zip(logits.concat()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(difference < 2e-5, "{}: off by {difference:e}", architecture.model_type);
+        assert_eq!(logits.len(), examples.len());
         assert_eq!(loaded["architecture"], architecture.class_name);
         assert_eq!((&loaded["missing_keys"], &loaded["unexpected_keys"]), (&json!([]), &json!([])));
 
-        let tokenizer = Tokenizer::from_folder(&folder.join("model")).unwrap();
+        let tokenizer = Tokenizer::from_folder(&model).unwrap();
         let texts = [("Hello, world!", None), ("Hello, world!", Some("What's up?"))];
         let encoded = encode_texts(&tokenizer, &texts, 48, 1).unwrap();
         let mut inputs = architecture.inputs.to_vec();
@@ -168,6 +173,35 @@ fn transformers_loads_each_to_the_same_logits_and_ids() {
             })
         );
     }
+}
+
+#[test]
+fn each_is_fine_tuned_from_its_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let file = FINISHED.path().join("all.toml").display().to_string();
+    let mut command = kiln();
+    command
+        .args(["train", &file, "--stop-after", "train", "--set", "train.max_steps=1"])
+        .arg("--root")
+        .arg(root.path());
+    command.args(["--set", "train.learning_rate=1e-12"]); // leaves the model as it was
+    for (i, architecture) in ARCHITECTURES.iter().enumerate() {
+        command.arg("--set").arg(format!("model.{i}.path={}", folder(architecture).join("model").display()));
+    }
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    for architecture in ARCHITECTURES {
+        let again = root.path().join("all/runs/1").join(architecture.model_type);
+        let f1 =
+            |folder: PathBuf| store::read_json::<Value>(&folder.join("statistics.json")).unwrap()["macro_f1"].clone();
+        assert_eq!(f1(again.clone()), f1(folder(architecture)), "{}", architecture.model_type);
+        for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"] {
+            let read = |folder: PathBuf| fs::read_to_string(folder.join("model").join(file)).unwrap();
+            assert_eq!(read(again.clone()), read(folder(architecture)), "{file}");
+        }
+    }
+    assert!(!stderr.contains("; new: ") && !stderr.contains("; unused: "), "{stderr}");
 }
 
 #[test]
