@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use kiln::config::{Data, Format, Source, Split};
-use kiln::data::{Encoding, Part, Snapshot, prepare};
+use kiln::data::{Encoding, Part, Snapshot, Tokenizer, encode_texts, prepare};
+use kiln::store::read_json;
 use kiln_models::TokenizerKind;
 use serde_json::{Value, json};
 
@@ -77,6 +78,23 @@ fn encodings_open_in_datasets() {
     let names =
         "import sys, json, datasets; print(json.dumps(datasets.load_from_disk(sys.argv[1]).features['labels'].names))";
     assert_eq!(python(&["-c", names, &folders[0]]).unwrap(), json!(snapshot.labels()));
+}
+
+#[test]
+fn a_tokenizers_ids_are_pythons() {
+    for (kind, pad_id) in [("wordpiece", 0), ("bytebpe", 1), ("unigram", 1)] {
+        let (golden, folder) = (repository("tests/golden/tokenizers"), tempfile::tempdir().unwrap());
+        std::fs::copy(golden.join(format!("{kind}.json")), folder.path().join("tokenizer.json")).unwrap();
+        let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+        let expected: Value = read_json(&golden.join(format!("{kind}.expected.json"))).unwrap();
+        let expected = expected.as_array().unwrap();
+        let texts: Vec<_> = expected.iter().map(|row| (row["text"].as_str().unwrap(), None)).collect();
+        let encoded = encode_texts(&tokenizer, &texts, 512, 1).unwrap();
+        for (row, encoded) in expected.iter().zip(&encoded) {
+            assert_eq!(row["ids"], json!(encoded.input_ids), "{kind}: {}", row["text"]);
+        }
+        assert_eq!((tokenizer.vocab_size(), tokenizer.pad_id()), (2000, pad_id), "{kind}");
+    }
 }
 
 #[test]
