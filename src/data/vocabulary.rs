@@ -68,10 +68,10 @@ fn count_words(
     Ok(counts)
 }
 
-/// The most frequent characters of words, in order, and the words that have no others.
-fn alphabet(mut words: BTreeMap<String, u32>) -> (Vec<char>, BTreeMap<String, u32>) {
+/// The most frequent characters of words, in order.
+fn alphabet(words: &BTreeMap<String, u32>) -> Vec<char> {
     let mut counts = BTreeMap::<char, u64>::new();
-    for (word, &count) in &words {
+    for (word, &count) in words {
         for c in word.chars() {
             *counts.entry(c).or_default() += u64::from(count);
         }
@@ -81,8 +81,7 @@ fn alphabet(mut words: BTreeMap<String, u32>) -> (Vec<char>, BTreeMap<String, u3
     alphabet.truncate(ALPHABET);
     let mut alphabet: Vec<char> = alphabet.into_iter().map(|(c, _)| c).collect();
     alphabet.sort_unstable();
-    words.retain(|word, _| word.chars().all(|c| alphabet.binary_search(&c).is_ok()));
-    (alphabet, words)
+    alphabet
 }
 
 fn check_size(vocab_size: usize, needed: usize) -> Result<()> {
@@ -147,6 +146,43 @@ mod tests {
         // What is just enough is enough; of a word that came once there is nothing to merge or to keep.
         for (kind, (enough, tokens)) in KINDS.into_iter().zip([(11, 11), (261, 261), (10, 9)]) {
             assert_eq!(train(kind, &["abc"], enough).unwrap().vocab_size(), tokens, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn characters_beyond_the_alphabet_are_unknown() {
+        // Each of 1500 characters stands in one word with "ab".
+        let text: String = (0..1500).map(|i| format!("ab{}ab ", char::from_u32(0x4e00 + i).unwrap())).collect();
+        for (kind, unknown) in [(TokenizerKind::WordPiece, 1), (TokenizerKind::Unigram, 3)] {
+            let tokenizer = train(kind, &[&text], 2100).unwrap();
+            let ids = encode_texts(&tokenizer, &[("abab", None), (&format!("{}", '\u{53db}'), None)], 64, 1).unwrap();
+            assert!(!ids[0].input_ids.contains(&unknown), "{kind:?}: {ids:?}");
+            assert!(ids[1].input_ids.contains(&unknown), "{kind:?}: {ids:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_text_calls_as_a_special_token_is_no_piece() {
+        let texts = ["<s>struck out</s> [SEP] and not </s> <s>out</s> </s>"; 20];
+        for kind in KINDS {
+            let tokenizer = train(kind, &texts, 300).unwrap();
+            let json: Value = serde_json::from_slice(&json(&tokenizer)).unwrap();
+            let ids: Vec<u64> =
+                json["added_tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap()).collect();
+            assert_eq!(ids, [0, 1, 2, 3, 4], "{kind:?}");
+        }
+    }
+
+    fn json(tokenizer: &Tokenizer) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer.save(folder.path()).unwrap();
+        std::fs::read(folder.path().join("tokenizer.json")).unwrap()
+    }
+
+    #[test]
+    fn texts_without_a_word_make_a_tokenizer_of_special_tokens() {
+        for (kind, tokens) in KINDS.into_iter().zip([5, 261, 5]) {
+            assert_eq!(train(kind, &[" \n", ""], 300).unwrap().vocab_size(), tokens, "{kind:?}");
         }
     }
 

@@ -28,7 +28,9 @@ pub fn train(texts: &[&str], vocab_size: usize) -> Result<Tokenizer> {
         normalizer().normalize(&mut text).map_err(|e| anyhow!("cannot normalize a text: {e}"))?;
         Ok(text)
     };
-    let (alphabet, words) = alphabet(count_words(texts, normalize, &BertPreTokenizer)?);
+    let mut words = count_words(texts, normalize, &BertPreTokenizer)?;
+    let alphabet = alphabet(&words);
+    words.retain(|word, _| word.chars().all(|c| alphabet.binary_search(&c).is_ok())); // others are [UNK] as a whole
     let pieces: Vec<String> = alphabet.iter().flat_map(|c| [c.to_string(), format!("##{c}")]).collect();
     let first = [&SPECIAL[..], &pieces.iter().map(String::as_str).collect::<Vec<_>>()].concat();
     check_size(vocab_size, first.len())?;
