@@ -163,9 +163,16 @@ mod tests {
 
     #[test]
     fn what_a_text_calls_as_a_special_token_is_no_piece() {
-        let texts = ["<s>struck out</s> [SEP] and not </s> <s>out</s> </s>"; 20];
-        for kind in KINDS {
-            let tokenizer = train(kind, &texts, 300).unwrap();
+        // Two letters, "</s>", two letters, and both again as words: without care "</s>" is a piece too.
+        let letters = |i: u32, shift: u32| {
+            let x = i.wrapping_mul(2_654_435_761);
+            [shift, shift + 5].map(|shift| char::from(b'a' + (x >> shift) as u8 % 26)).iter().collect::<String>()
+        };
+        let pair = |i| (letters(i, 8), letters(i, 18));
+        let texts: Vec<String> = (0..2000).map(pair).map(|(a, b)| format!("{a}</s>{b} {a} {b}")).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for (kind, vocab_size) in KINDS.into_iter().zip([100, 300, 100]) {
+            let tokenizer = train(kind, &texts, vocab_size).unwrap();
             let json: Value = serde_json::from_slice(&json(&tokenizer)).unwrap();
             let ids: Vec<u64> =
                 json["added_tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap()).collect();
