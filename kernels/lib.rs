@@ -10,7 +10,7 @@
 //! | [`linear`] | `y = x·Wᵀ + b` |
 //! | [`layer_norm`] | `y = LN(residual + dropout(x))` in one pass |
 //! | [`attention`] | softmax attention inside each sequence; probabilities are never kept |
-//! | [`gelu`], [`tanh`] | activations |
+//! | [`gelu`], [`relu`], [`tanh`] | activations |
 //! | [`embedding`], [`pooling`] | rows in, rows out |
 //! | [`dropout`](mod@dropout) | masks made by a counter, so that none is kept |
 //! | [`cross_entropy`] | loss and its gradient in one pass |
@@ -53,6 +53,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod norm;
 pub mod pooling;
+pub mod relu;
 pub mod tanh;
 pub mod threads;
 

@@ -29,14 +29,19 @@
 //! ```
 #![warn(missing_docs)]
 
+mod config;
+
 pub mod bert;
+pub mod distilbert;
+pub mod electra;
 pub mod nn;
+pub mod roberta;
+pub mod xlm_roberta;
+
+pub use config::{Config, num_labels};
 
 use nn::{Builder, Graph, Inputs, Mode, Packing, Parameters, Plan, Tensor};
-use serde_json::{Map, Value as Json};
-
-/// A parsed `config.json`.
-pub type Config = Map<String, Json>;
+use serde_json::Value as Json;
 
 /// What can go wrong in building or running a model.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +99,10 @@ pub struct Architecture {
     pub base_prefix: &'static str,
     /// The input columns that `forward` reads, in Hugging Face's order.
     pub inputs: &'static [&'static str],
+    /// The tokenizer that a model from scratch gets.
+    pub tokenizer: TokenizerKind,
+    /// The class that transformers loads that tokenizer with.
+    pub tokenizer_class: &'static str,
     /// The keys of `config.json` that hold dropout probabilities.
     pub dropout_keys: &'static [&'static str],
     /// The keys of `config.json` that the model reads.
@@ -104,8 +113,36 @@ pub struct Architecture {
     pub build: fn(&Config, &Builder) -> Result<Box<dyn Model>>,
 }
 
+/// The kinds of tokenizers that the architectures' published checkpoints have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenizerKind {
+    /// Lower-case words in pieces, `[CLS] … [SEP]`: BERT's (Wu et al., 2016).
+    WordPiece,
+    /// Byte-pair encoding of UTF-8, `<s> … </s>`: RoBERTa's (Radford et al., 2019).
+    ByteLevelBpe,
+    /// The likeliest pieces, `<s> … </s>`: XLM-RoBERTa's (Kudo, 2018).
+    Unigram,
+}
+
+impl TokenizerKind {
+    /// Its name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WordPiece => "wordpiece",
+            Self::ByteLevelBpe => "byte-level-bpe",
+            Self::Unigram => "unigram",
+        }
+    }
+}
+
 /// Every architecture there is: one line each.
-pub static ARCHITECTURES: &[&Architecture] = &[&bert::ARCHITECTURE];
+pub static ARCHITECTURES: &[&Architecture] = &[
+    &bert::ARCHITECTURE,
+    &distilbert::ARCHITECTURE,
+    &electra::ARCHITECTURE,
+    &roberta::ARCHITECTURE,
+    &xlm_roberta::ARCHITECTURE,
+];
 
 /// The architecture of a `model_type`.
 ///
@@ -181,32 +218,6 @@ pub fn plan(built: &Built, packing: Packing, mode: Mode, recompute: bool) -> Res
     nn::plan(built.architecture.inputs, packing, mode, recompute, |inputs| built.model.forward(inputs))
 }
 
-/// The keys that a config struct reads, from its defaults.
-fn keys(defaults: &impl serde::Serialize) -> Vec<String> {
-    match serde_json::to_value(defaults) {
-        Ok(Json::Object(keys)) => keys.into_iter().map(|(key, _)| key).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// The number of labels that `config` gives: of `id2label`, else `num_labels`, else 2.
-///
-/// # Errors
-/// An `id2label` that is not a table.
-pub fn num_labels(config: &Config) -> Result<usize> {
-    match (config.get("id2label"), config.get("num_labels")) {
-        (Some(Json::Object(labels)), _) => Ok(labels.len()),
-        (Some(other), _) if !other.is_null() => {
-            Err(Error::Config(format!("id2label = {other}: needs to be a table of id to label")))
-        }
-        (_, Some(n)) => n
-            .as_u64()
-            .map(|n| n as usize)
-            .ok_or_else(|| Error::Config(format!("num_labels = {n}: needs to be a whole number"))),
-        _ => Ok(2),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,10 +229,10 @@ mod tests {
             .unwrap()
             .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
             .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
-            .filter(|name| name != "lib")
+            .filter(|name| !["lib", "config"].contains(&name.as_str()))
             .collect();
         files.sort();
-        let mut registered: Vec<_> = ARCHITECTURES.iter().map(|a| a.model_type.to_owned()).collect();
+        let mut registered: Vec<_> = ARCHITECTURES.iter().map(|a| a.model_type.replace('-', "_")).collect();
         registered.sort();
         assert_eq!(files, registered, "a file in models/ needs its line in ARCHITECTURES");
     }
@@ -229,6 +240,126 @@ mod tests {
     #[test]
     fn an_unknown_architecture_names_the_nearest() {
         let error = architecture("brt").err().unwrap().to_string();
-        assert_eq!(error, "model_type \"brt\" is not known; known are: bert; did you mean \"bert\"?");
+        assert_eq!(
+            error,
+            "model_type \"brt\" is not known; known are: bert, distilbert, electra, roberta, xlm-roberta; did you mean \"bert\"?"
+        );
+    }
+
+    fn config(json: serde_json::Value) -> Config {
+        json.as_object().unwrap().clone()
+    }
+
+    /// config.json of published checkpoints as transformers 4 wrote them, and how many parameters transformers
+    /// gives a classifier of two labels that is made of them.
+    #[test]
+    fn published_configs_make_models_of_their_size() {
+        let distilbert = serde_json::json!({
+            "activation": "gelu", "architectures": ["DistilBertForMaskedLM"], "attention_dropout": 0.1, "dim": 768,
+            "dropout": 0.1, "hidden_dim": 3072, "initializer_range": 0.02, "max_position_embeddings": 512,
+            "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
+            "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": false, "tie_weights_": true,
+            "transformers_version": "4.10.0.dev0", "vocab_size": 30522,
+        });
+        let electra = serde_json::json!({
+            "architectures": ["ElectraForPreTraining"], "attention_probs_dropout_prob": 0.1, "embedding_size": 128,
+            "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 256, "initializer_range": 0.02,
+            "intermediate_size": 1024, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
+            "model_type": "electra", "num_attention_heads": 4, "num_hidden_layers": 12, "type_vocab_size": 2,
+            "vocab_size": 30522,
+        });
+        let roberta = serde_json::json!({
+            "architectures": ["RobertaForMaskedLM"], "attention_probs_dropout_prob": 0.1, "bos_token_id": 0,
+            "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+            "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 514, "model_type": "roberta", "num_attention_heads": 12,
+            "num_hidden_layers": 12, "pad_token_id": 1, "position_embedding_type": "absolute",
+            "torch_dtype": "float32", "type_vocab_size": 1, "vocab_size": 50265,
+        });
+        let mut xlm_roberta = config(roberta.clone());
+        xlm_roberta.extend(config(serde_json::json!({ "model_type": "xlm-roberta", "vocab_size": 250_002 })));
+        for (config, elements, positions) in [
+            (config(distilbert), 66_955_010, 512),
+            (config(electra), 13_549_314, 512),
+            (config(roberta), 124_647_170, 512),
+            (xlm_roberta, 278_045_186, 512),
+        ] {
+            let built = declare(&config).unwrap();
+            assert_eq!(built.parameters.elements(), elements, "{}", built.architecture.model_type);
+            assert_eq!((built.architecture.max_positions)(&config).unwrap(), positions);
+        }
+    }
+
+    #[test]
+    fn what_a_model_cannot_follow_is_named() {
+        for (model_type, key, value, wanted) in [
+            ("bert", "hidden_act", "relu".into(), "hidden_act = \"relu\" is not supported; \"gelu\" is"),
+            ("electra", "hidden_act", "gelu_new".into(), "hidden_act = \"gelu_new\" is not supported; \"gelu\" is"),
+            ("distilbert", "activation", "relu".into(), "activation = \"relu\" is not supported; \"gelu\" is"),
+            (
+                "distilbert",
+                "sinusoidal_pos_embds",
+                true.into(),
+                "sinusoidal_pos_embds = true is not supported; false is",
+            ),
+            ("distilbert", "seq_classif_dropout", 1.5.into(), "seq_classif_dropout = 1.5: needs to be in [0, 1)"),
+            ("distilbert", "n_heads", 7.into(), "dim = 768 is no multiple of n_heads = 7"),
+            ("electra", "embedding_size", 0.into(), "embedding_size = 0: needs at least 1"),
+            ("electra", "classifier_dropout", 1.into(), "classifier_dropout = 1: needs to be in [0, 1)"),
+            (
+                "roberta",
+                "position_embedding_type",
+                "relative_key".into(),
+                "position_embedding_type = \"relative_key\" is not supported; \"absolute\" is",
+            ),
+            ("xlm-roberta", "is_decoder", true.into(), "is_decoder = true is not supported; false is"),
+            (
+                "xlm-roberta",
+                "max_position_embeddings",
+                2.into(),
+                "max_position_embeddings = 2: the positions up to pad_token_id = 1 are reserved, so it needs to be above 2",
+            ),
+            ("roberta", "pad_token_id", Json::Null, "pad_token_id = null: invalid type: null, expected usize"),
+            (
+                "bert",
+                "hidden_size",
+                "wide".into(),
+                "hidden_size = \"wide\": invalid type: string \"wide\", expected usize",
+            ),
+        ] {
+            let mut config = Config::from_iter([("model_type".to_owned(), model_type.into())]);
+            config.insert(key.into(), value);
+            let error = declare(&config).err().map(|e| e.to_string());
+            assert_eq!(error.as_deref(), Some(&*format!("config.json: {wanted}")), "{model_type}");
+        }
+    }
+
+    /// Two sequences give what each gives alone: positions begin anew, and no token type comes from nowhere.
+    #[test]
+    fn a_sequence_does_not_see_its_neighbours() {
+        for architecture in ARCHITECTURES {
+            let mut config = Config::from_iter([("model_type".to_owned(), architecture.model_type.into())]);
+            for (keys, size) in [
+                (["vocab_size", "vocab_size"], 30),
+                (["hidden_size", "dim"], 16),
+                (["num_hidden_layers", "n_layers"], 2),
+                (["num_attention_heads", "n_heads"], 2),
+                (["intermediate_size", "hidden_dim"], 32),
+            ] {
+                config.extend(keys.map(|key| (key.to_owned(), size.into())));
+            }
+            config.insert("initializer_range".into(), 0.3.into());
+            let built = build(&config, 5).unwrap();
+            let logits = |offsets: Vec<u32>, ids: &[u32]| {
+                let packing = Packing::new(offsets.clone(), (1..offsets.len() as u64).collect()).unwrap();
+                let inputs = Inputs::packed(packing, vec![("input_ids", ids.to_vec())], Mode::Evaluate).unwrap();
+                built.model.forward(&inputs).unwrap().data().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let ids = [2, 7, 9, 3, 2, 8, 3];
+            let alone = [logits(vec![0, 4], &ids[..4]), logits(vec![0, 3], &ids[4..])].concat();
+            let together = logits(vec![0, 4, 7], &ids);
+            assert!(together.iter().zip(&alone).all(|(a, b)| (a - b).abs() < 1e-6), "{}", architecture.model_type);
+            assert!(together.iter().all(|logit| logit.abs() > 1e-3));
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use kiln_kernels::DType;
 use kiln_models::nn::{Graph, Inputs, LoadReport, Mode, NamedTensor, Packing, Parameter, Tensor};
-use kiln_models::{Built, Config as ModelConfig};
+use kiln_models::{Architecture, Built, Config as ModelConfig};
 use serde_json::{Map, Value as Json, json};
 
 pub use crate::data::Example;
@@ -179,7 +179,9 @@ impl Classifier {
             offsets.push(ids.len() as u32);
         }
         let packing = Packing::new(offsets, example_ids)?;
-        Ok(Inputs::packed(packing, vec![("input_ids", ids), ("token_type_ids", types)], mode)?)
+        let mut columns = vec![("input_ids", ids), ("token_type_ids", types)];
+        columns.retain(|(name, _)| self.input_names().contains(name));
+        Ok(Inputs::packed(packing, columns, mode)?)
     }
 
     /// The logits of `examples`, in order, by the packed fp32 forward without dropout.
@@ -190,6 +192,14 @@ impl Classifier {
         let inputs = self.inputs(examples, (0..examples.len() as u64).collect(), Mode::Evaluate)?;
         rows(&self.built.model.forward(&inputs)?)
     }
+}
+
+/// The architecture of a `model_type`.
+///
+/// # Errors
+/// The user's: none has it.
+pub fn architecture(model_type: &str) -> Result<&'static Architecture> {
+    kiln_models::architecture(model_type).map_err(|e| UserError(e.into()).into())
 }
 
 /// A model as a training of it has it, without values: for what shows without them.
@@ -204,7 +214,7 @@ pub fn declare(config: &ModelConfig, labels: &[String], dropout: Option<f64>) ->
 /// The config.json of a model with these labels and this dropout.
 fn fine_tuned(mut config: ModelConfig, labels: &[String], dropout: Option<f64>) -> Result<ModelConfig> {
     let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
-    let architecture = kiln_models::architecture(model_type).map_err(|e| UserError(e.into()))?;
+    let architecture = architecture(model_type)?;
     for key in dropout.iter().flat_map(|_| architecture.dropout_keys) {
         config.insert((*key).into(), dropout.into());
     }

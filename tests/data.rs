@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use kiln::config::{Data, Format, Source, Split};
-use kiln::data::{Encoding, Part, Snapshot, prepare};
+use kiln::data::{Encoding, Part, Snapshot, Tokenizer, encode_texts, prepare};
+use kiln::store::read_json;
+use kiln_models::TokenizerKind;
 use serde_json::{Value, json};
 
 use crate::support::{self, fetched, repository};
@@ -33,7 +35,7 @@ const INPUTS: [&str; 3] = ["input_ids", "token_type_ids", "attention_mask"];
 
 fn sample(folder: &Path) -> (Snapshot, Encoding) {
     let snapshot = prepare(&data(Source::Sample), folder).unwrap();
-    let tokenizer = snapshot.scratch_tokenizer(1000).unwrap();
+    let tokenizer = snapshot.scratch_tokenizer(TokenizerKind::WordPiece, 1000).unwrap();
     let encoding = snapshot.encode(&tokenizer, 128, &INPUTS, &Part::ALL, 2).unwrap();
     (snapshot, encoding)
 }
@@ -79,10 +81,28 @@ fn encodings_open_in_datasets() {
 }
 
 #[test]
+fn a_tokenizers_ids_are_pythons() {
+    for (kind, pad_id) in [("wordpiece", 0), ("bytebpe", 1), ("unigram", 1)] {
+        let (golden, folder) = (repository("tests/golden/tokenizers"), tempfile::tempdir().unwrap());
+        std::fs::copy(golden.join(format!("{kind}.json")), folder.path().join("tokenizer.json")).unwrap();
+        let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+        let expected: Value = read_json(&golden.join(format!("{kind}.expected.json"))).unwrap();
+        let expected = expected.as_array().unwrap();
+        let texts: Vec<_> = expected.iter().map(|row| (row["text"].as_str().unwrap(), None)).collect();
+        let encoded = encode_texts(&tokenizer, &texts, 512, 1).unwrap();
+        for (row, encoded) in expected.iter().zip(&encoded) {
+            assert_eq!(row["ids"], json!(encoded.input_ids), "{kind}: {}", row["text"]);
+        }
+        assert_eq!((tokenizer.vocab_size(), tokenizer.pad_id()), (2000, pad_id), "{kind}");
+    }
+}
+
+#[test]
 fn a_trained_tokenizer_opens_in_transformers() {
     let folder = tempfile::tempdir().unwrap();
     let (snapshot, encoding) = sample(folder.path());
-    let tokenizer = snapshot.scratch_tokenizer(1000).unwrap();
+    let tokenizer = snapshot.scratch_tokenizer(TokenizerKind::WordPiece, 1000).unwrap();
+    let tokenizer = tokenizer.of(&kiln_models::bert::ARCHITECTURE, 512).unwrap();
     tokenizer.save(folder.path()).unwrap();
     let texts: Vec<String> = snapshot.rows(Part::Test).unwrap().into_iter().take(20).map(|row| row.text).collect();
     std::fs::write(folder.path().join("texts.json"), json!(texts).to_string()).unwrap();

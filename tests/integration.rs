@@ -1,5 +1,6 @@
 //! The one integration binary: a module for each concern.
 
+mod architectures;
 mod bench;
 mod data;
 #[cfg(target_os = "linux")] // they look into /proc

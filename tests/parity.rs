@@ -1,19 +1,28 @@
 //! Models against the reference outputs of transformers in tests/golden, and against candle-transformers.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use kiln::pretrained::{Classifier, Example};
 use kiln_kernels::{cross_entropy, cuda_device};
 use kiln_models::nn::{Mode, Parameters};
+use kiln_models::{ARCHITECTURES, Architecture};
 
 use crate::support::{fetched, repository, skipped};
 
+/// The folder of an architecture's reference outputs.
+fn golden_folder(architecture: &Architecture) -> PathBuf {
+    repository("tests/golden/architectures").join(architecture.model_type.replace('-', "_"))
+}
+
 /// In fp32: hidden states and logits to 1e-5, every gradient to 1e-4 of its norm. A GPU's sums round otherwise
 /// than the reference's, which were made on a CPU: it may be off by more.
-fn golden(architecture: &str, device: &Device) {
-    let folder = repository("tests/golden/architectures").join(architecture);
+fn golden(architecture: &Architecture, device: &Device) {
+    let folder = golden_folder(architecture);
     let classifier = Classifier::load(&folder).unwrap();
+    assert_eq!(classifier.built().architecture.model_type, architecture.model_type);
+    println!("{}", architecture.model_type);
     let (values, rounding) = if device.is_cpu() { (1e-5, 1e-8) } else { (2e-5, 1e-6) };
     if !device.is_cpu() {
         classifier.built().parameters.move_to(device, DType::F32).unwrap();
@@ -80,17 +89,48 @@ fn gradients_are(parameters: &Parameters, golden: &HashMap<String, Tensor>, roun
 /// Rows that are left out change no bit of those that are made, dropout included.
 #[test]
 fn leaving_out_rows_changes_no_bit() {
-    let folder = repository("tests/golden/architectures/bert");
     let labels: Vec<String> = (0..3).map(|i| i.to_string()).collect();
-    let (classifier, _) = Classifier::pretrained(&folder, &labels, Some(0.3), 1).unwrap();
     let rows: Vec<Vec<i32>> = [9, 1, 30].iter().map(|&n| (0..n).map(|i| 5 + i).collect()).collect();
     let examples: Vec<_> = rows.iter().map(|row| Example { input_ids: row, token_type_ids: None }).collect();
-    let inputs = || classifier.inputs(&examples, vec![7, 8, 9], Mode::Train { seed: 3, step: 4 }).unwrap();
-    let logits = |inputs| {
-        let logits = classifier.built().model.forward(&inputs).unwrap();
-        logits.data().unwrap().to_vec2::<f32>().unwrap()
-    };
-    assert_eq!(logits(inputs()), logits(inputs().keep_hidden_states()));
+    for architecture in ARCHITECTURES {
+        let (classifier, _) = Classifier::pretrained(&golden_folder(architecture), &labels, Some(0.3), 1).unwrap();
+        let inputs = || classifier.inputs(&examples, vec![7, 8, 9], Mode::Train { seed: 3, step: 4 }).unwrap();
+        let logits = |inputs| {
+            let logits = classifier.built().model.forward(&inputs).unwrap();
+            logits.data().unwrap().to_vec2::<f32>().unwrap()
+        };
+        assert_eq!(logits(inputs()), logits(inputs().keep_hidden_states()), "{}", architecture.model_type);
+        assert_ne!(logits(inputs()), classifier.logits(&examples).unwrap(), "dropout does nothing");
+    }
+}
+
+/// A base model's checkpoint has the encoder alone, without its prefix.
+#[test]
+fn a_base_models_checkpoint_is_read() {
+    let labels: Vec<String> = (0..5).map(|i| i.to_string()).collect();
+    for architecture in ARCHITECTURES {
+        let (folder, base) = (golden_folder(architecture), tempfile::tempdir().unwrap());
+        let whole = safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+        let (encoder, head): (Vec<_>, Vec<_>) =
+            whole.iter().partition(|(name, _)| name.starts_with(architecture.base_prefix));
+        let encoder: HashMap<String, Tensor> = encoder
+            .into_iter()
+            .map(|(name, tensor)| (name[architecture.base_prefix.len()..].to_owned(), tensor.clone()))
+            .collect();
+        safetensors::save(&encoder, base.path().join("model.safetensors")).unwrap();
+        std::fs::copy(folder.join("config.json"), base.path().join("config.json")).unwrap();
+
+        let (classifier, report) = Classifier::pretrained(base.path(), &labels, None, 1).unwrap();
+        let mut head: Vec<_> = head.into_iter().map(|(name, _)| name.clone()).collect();
+        let mut new = report.new.clone();
+        head.sort();
+        new.sort();
+        assert_eq!((new, report.loaded, report.unused.len()), (head, encoder.len(), 0), "{}", architecture.model_type);
+        for parameter in classifier.built().parameters.iter().filter(|p| !report.new.contains(&p.name().to_owned())) {
+            let wanted = whole[parameter.name()].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(parameter.to_vec().unwrap(), wanted, "{}", parameter.name());
+        }
+    }
 }
 
 fn close(what: &str, got: &Tensor, reference: &Tensor, tolerance: f32) {
@@ -102,14 +142,16 @@ fn close(what: &str, got: &Tensor, reference: &Tensor, tolerance: f32) {
 }
 
 #[test]
-fn bert_is_transformers_bert() {
-    golden("bert", &Device::Cpu);
+fn every_architecture_is_transformers_own() {
+    for architecture in ARCHITECTURES {
+        golden(architecture, &Device::Cpu);
+    }
 }
 
 #[test]
-fn bert_on_cuda_is_transformers_bert() {
+fn on_cuda_every_architecture_is_transformers_own() {
     match cuda_device(0) {
-        Ok(device) => golden("bert", &device),
+        Ok(device) => ARCHITECTURES.iter().for_each(|architecture| golden(architecture, &device)),
         Err(e) => skipped(&format!("no CUDA device ({e})")),
     }
 }

@@ -1,9 +1,10 @@
-//! Launches of [`gelu`](crate::gelu), [`tanh`](mod@crate::tanh) and [`add`](crate::add()).
+//! Launches of [`gelu`](crate::gelu), [`relu`](crate::relu), [`tanh`](mod@crate::tanh) and [`add`](crate::add()).
 use super::{Arg, Gpu, Launch, Module, operands::*};
 use crate::cpu;
 use candle_core::{Result, Tensor};
 
 const GELU: Module = Module { name: "gelu", source: include_str!("../gelu.cu") };
+const RELU: Module = Module { name: "relu", source: include_str!("../relu.cu") };
 const TANH: Module = Module { name: "tanh", source: include_str!("../tanh.cu") };
 const ADD: Module = Module { name: "add", source: include_str!("../add.cu") };
 
@@ -13,6 +14,14 @@ pub(crate) fn gelu(gpu: &impl Gpu, x: &Tensor) -> Result<Tensor> {
 
 pub(crate) fn gelu_backward(gpu: &impl Gpu, x: &Tensor, dy: Tensor) -> Result<Tensor> {
     update(gpu, &GELU, "gelu::backward", "backward", ["dy", "x"], dy, x)
+}
+
+pub(crate) fn relu(gpu: &impl Gpu, x: &Tensor) -> Result<Tensor> {
+    map(gpu, &RELU, "relu::forward", x)
+}
+
+pub(crate) fn relu_backward(gpu: &impl Gpu, y: &Tensor, dy: Tensor) -> Result<Tensor> {
+    update(gpu, &RELU, "relu::backward", "backward", ["dy", "y"], dy, y)
 }
 
 pub(crate) fn tanh(gpu: &impl Gpu, x: &Tensor) -> Result<Tensor> {
@@ -85,6 +94,11 @@ mod tests {
             close("gelu", &super::gelu(case.gpu, &x.device)?, crate::gelu::forward(&x.host)?);
             let dx = super::gelu_backward(case.gpu, &x.device, case.copy(&dy)?)?;
             close("gelu dx", &dx, crate::gelu::backward(&x.host, dy.host.copy()?)?);
+            let y = crate::relu::forward(&x.host)?;
+            close("relu", &super::relu(case.gpu, &x.device)?, y.clone());
+            let y = case.inputs(&y)?;
+            let dx = super::relu_backward(case.gpu, &y.device, case.copy(&dy)?)?;
+            close("relu dx", &dx, crate::relu::backward(&y.host, dy.host.copy()?)?);
             let y = crate::tanh::forward(&x.host)?;
             close("tanh", &super::tanh(case.gpu, &x.device)?, y.clone());
             let y = case.inputs(&y)?;

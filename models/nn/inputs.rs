@@ -37,7 +37,7 @@ pub struct Ids {
 #[derive(Clone)]
 pub(super) enum IdsKind {
     Value(Arc<[u32]>),
-    /// The name of an int64 value of the graph, `[batch, sequence]` or `[sequence]`.
+    /// The name of an int64 value of the graph, `[batch, sequence]`, `[sequence]` or `[1]`.
     Symbol {
         name: String,
     },
@@ -67,19 +67,19 @@ pub(super) enum SequencesKind {
 }
 
 impl Sequences {
-    /// The position of each token in its sequence, from 0.
-    pub fn positions(&self) -> Ids {
+    /// The position of each token in its sequence, the first token's being `first`.
+    pub fn positions(&self, first: usize) -> Ids {
         let kind = match (&self.kind, &self.origin) {
             (SequencesKind::Packed { packing, .. }, _) => {
-                let spans = packing.offsets().windows(2).map(|span| 0..span[1] - span[0]);
+                let spans = packing.offsets().windows(2).map(|span| (0..span[1] - span[0]).map(|i| first as u32 + i));
                 IdsKind::Value(spans.flatten().collect())
             }
             (SequencesKind::Symbolic { max_positions, .. }, Origin::Symbol(graph)) => {
                 let mut g = graph.borrow_mut();
                 let all = g.initializer(
-                    "positions",
+                    &format!("positions_{first}"),
                     vec![*max_positions],
-                    InitializerData::I64((0..*max_positions as i64).collect()),
+                    InitializerData::I64((first as i64..).take(*max_positions).collect()),
                 );
                 let shape = g.node("Shape", &["input_ids"], &[]);
                 let (zero, one) = (g.ints("start", &[0]), g.ints("axis", &[1]));
@@ -88,6 +88,18 @@ impl Sequences {
                 IdsKind::Symbol { name }
             }
             // Symbolic sequences are only ever made with a graph as their origin.
+            (SequencesKind::Symbolic { .. }, Origin::Value(_) | Origin::Plan(_)) => IdsKind::Value(Arc::new([])),
+        };
+        Ids { kind, origin: self.origin.clone() }
+    }
+
+    /// 0 for each token.
+    pub fn zeros(&self) -> Ids {
+        let kind = match (&self.kind, &self.origin) {
+            (SequencesKind::Symbolic { .. }, Origin::Symbol(graph)) => {
+                IdsKind::Symbol { name: graph.borrow_mut().ints("zeros", &[0]) } // one for all tokens
+            }
+            (SequencesKind::Packed { packing, .. }, _) => IdsKind::Value(vec![0; packing.tokens()].into()),
             (SequencesKind::Symbolic { .. }, Origin::Value(_) | Origin::Plan(_)) => IdsKind::Value(Arc::new([])),
         };
         Ids { kind, origin: self.origin.clone() }
@@ -153,7 +165,6 @@ pub struct Inputs {
     /// The batch's sequences.
     pub sequences: Sequences,
     columns: BTreeMap<&'static str, Ids>,
-    tokens: usize,
     hidden_states: Option<RefCell<Vec<Tensor>>>,
 }
 
@@ -175,7 +186,7 @@ impl Inputs {
         }
         let kind = SequencesKind::Packed { firsts: packing.firsts(), packing };
         let sequences = Sequences { kind, recompute: false, mode, origin };
-        Ok(Self { sequences, columns: ids, tokens, hidden_states: None })
+        Ok(Self { sequences, columns: ids, hidden_states: None })
     }
 
     /// The graph's inputs, `[batch, sequence]` each.
@@ -188,7 +199,7 @@ impl Inputs {
         let kind = SequencesKind::Symbolic { attention_mask: RefCell::default(), max_positions };
         let columns = names.iter().map(|name| column(name)).collect();
         let sequences = Sequences { kind, recompute: false, mode: Mode::Evaluate, origin };
-        Self { sequences, columns, tokens: 0, hidden_states: None }
+        Self { sequences, columns, hidden_states: None }
     }
 
     /// A batch of zeros that is planned.
@@ -198,7 +209,7 @@ impl Inputs {
         let columns = names.iter().map(|&name| (name, zeros.clone())).collect();
         let kind = SequencesKind::Packed { firsts: packing.firsts(), packing };
         let sequences = Sequences { kind, recompute: false, mode, origin };
-        Self { sequences, columns, tokens, hidden_states: None }
+        Self { sequences, columns, hidden_states: None }
     }
 
     /// Whether layers that are called through [`recompute`](super::recompute()) keep their input alone
@@ -246,10 +257,7 @@ impl Inputs {
     pub fn ids(&self, name: &'static str) -> Result<Ids> {
         match (self.columns.get(name), &self.sequences.origin) {
             (Some(ids), _) => Ok(ids.clone()),
-            (None, Origin::Value(_)) if name == "token_type_ids" => {
-                let zeros = IdsKind::Value(vec![0; self.tokens].into());
-                Ok(Ids { kind: zeros, origin: self.sequences.origin.clone() })
-            }
+            (None, Origin::Value(_)) if name == "token_type_ids" => Ok(self.sequences.zeros()),
             _ => Err(Error::Input(format!("the model reads {name}, which was not given"))),
         }
     }

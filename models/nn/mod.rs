@@ -10,11 +10,13 @@
 //! | `plan` | [`plan()`]: memory and arithmetic of a batch, before it is computed |
 //! | `parameters` | [`Parameters`]: flat values and gradients; [`Builder`] declares them |
 //! | `inputs` | [`Inputs`] and [`Sequences`]: packed batches, or `[batch, sequence]` under capture |
+//! | `encoder` | [`Encoder`]: the layers that BERT and its kin share |
 //! | `graph` | [`Graph`]: standard-opset nodes that export writes |
 
 mod attention;
 mod dropout;
 mod embedding;
+mod encoder;
 mod gelu;
 mod graph;
 mod inputs;
@@ -27,6 +29,7 @@ mod parameters;
 mod plan;
 mod pooling;
 mod recompute;
+mod relu;
 mod tanh;
 mod tape;
 mod tensor;
@@ -34,6 +37,7 @@ mod tensor;
 pub use attention::Attention;
 pub use dropout::Dropout;
 pub use embedding::{Embedding, embed};
+pub use encoder::{Encoder, EncoderConfig, LayerNames};
 pub use gelu::gelu;
 pub use graph::{Attribute, ElementType, Graph, Initializer, InitializerData, Input, Node, Output, capture};
 pub use inputs::{Ids, Inputs, Mode, Sequences};
@@ -45,6 +49,7 @@ pub use parameters::{Builder, Init, LoadReport, NamedTensor, Parameter, Paramete
 pub use plan::{Cost, Place, Plan, Planned, plan};
 pub use pooling::first_token;
 pub use recompute::recompute;
+pub use relu::relu;
 pub use tanh::tanh;
 pub use tape::{Gradients, Tape};
 pub use tensor::{Dim, Shape, Symbol, Tensor, Value};

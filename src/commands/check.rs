@@ -103,6 +103,9 @@ fn model_config(model: &Model, root: &Path) -> Result<ModelConfig, String> {
             if config.contains_key("vocab_size") {
                 return Err("config.vocab_size: the vocabulary is the tokenizer's; set tokenizer.vocab_size".into());
             }
+            if config.contains_key("pad_token_id") {
+                return Err("config.pad_token_id: the padding's id is the tokenizer's; leave it out".into());
+            }
             let mut config = config.clone();
             config.insert("model_type".into(), architecture.as_str().into());
             config.insert("vocab_size".into(), (*vocab_size).into());
@@ -119,8 +122,12 @@ fn model_config(model: &Model, root: &Path) -> Result<ModelConfig, String> {
         }
         Origin::Hub { folder, .. } => read_config(folder)?,
     };
-    let architecture = kiln_models::architecture(model_type(&config)).map_err(|error| error.to_string())?;
-    let longest = (architecture.max_positions)(&config).map_err(|error| error.to_string())?;
+    let says = |error: kiln_models::Error| match &model.origin {
+        Origin::Scratch { .. } => error.to_string(),
+        Origin::Folder(folder) | Origin::Hub { folder, .. } => format!("{}: {error}", folder.display()),
+    };
+    let architecture = kiln_models::architecture(model_type(&config)).map_err(says)?;
+    let longest = (architecture.max_positions)(&config).map_err(says)?;
     if model.max_length > longest {
         return Err(format!(
             "max_length = {}, but it reads at most {longest} tokens: lower max_length",
@@ -152,7 +159,9 @@ fn memory(model: &Model, config: &ModelConfig, snapshot: Option<&Snapshot>) -> R
     let mut config = config.clone();
     let tokenizer = match (&model.train.init_from, &model.origin, snapshot) {
         (None, Origin::Folder(folder) | Origin::Hub { folder, .. }, Some(_)) => Some(folder.clone()),
-        (None, Origin::Scratch { vocab_size, .. }, Some(snapshot)) => Some(snapshot.scratch_tokenizer_dir(*vocab_size)),
+        (None, Origin::Scratch { architecture, vocab_size, .. }, Some(snapshot)) => {
+            Some(snapshot.scratch_tokenizer_dir(pretrained::architecture(architecture)?.tokenizer, *vocab_size))
+        }
         _ => None,
     };
     let tokenizer =

@@ -387,17 +387,19 @@ impl PartEncoder<'_> {
 mod tests {
     use std::fs;
 
+    use kiln_models::TokenizerKind;
+
     use super::*;
     use crate::config::Source;
     use crate::data::snapshot::tests::data;
-    use crate::data::tokenizer::train_wordpiece;
+    use crate::data::vocabulary::train;
     use crate::data::{prepare, sample};
 
     const INPUTS: [&str; 3] = ["input_ids", "token_type_ids", "attention_mask"];
 
     fn tokenizer() -> Tokenizer {
         let rows = sample::documents(1, 100);
-        train_wordpiece(&rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>(), 800).unwrap()
+        train(TokenizerKind::WordPiece, &rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>(), 800).unwrap()
     }
 
     #[test]
@@ -438,7 +440,7 @@ mod tests {
         let source = folder.path().join("a.csv");
         sample::write(&source, 1, 1600).unwrap();
         let snapshot = prepare(&data(Source::Path(source)), &folder.path().join("data")).unwrap();
-        let tokenizer = snapshot.scratch_tokenizer(800).unwrap();
+        let tokenizer = snapshot.scratch_tokenizer(TokenizerKind::WordPiece, 800).unwrap();
         let encode = |threads| snapshot.encode(&tokenizer, 64, &INPUTS, &Part::ALL, threads).unwrap();
         let encoding = encode(3);
         for part in Part::ALL {

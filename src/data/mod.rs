@@ -2,7 +2,7 @@
 //!
 //! [`source`] reads files into [`Row`]s, [`split`] removes duplicates and cuts the parts,
 //! [`snapshot`] writes them once under the hash of what they came from, [`encode`] turns a part into
-//! Arrow by a [`Tokenizer`], and [`dataset`] maps that into memory for training, which [`sampler`] cuts into batches.
+//! Arrow by a [`Tokenizer`], which [`vocabulary`] trains where there is none, and [`dataset`] maps that into memory for training, which [`sampler`] cuts into batches.
 
 pub mod card;
 pub mod dataset;
@@ -14,6 +14,7 @@ pub mod snapshot;
 pub mod source;
 pub mod split;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub use card::Card;
 pub use dataset::{Dataset, Example};

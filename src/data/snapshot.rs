@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use kiln_models::TokenizerKind;
 use parquet::errors::ParquetError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 use super::card::{Card, Lengths, PartCard};
 use super::rows::{self, Row};
 use super::source::{self, Table};
-use super::{Part, Tokenizer, sample, short_hash, split, tokenizer};
+use super::{Part, Tokenizer, sample, short_hash, split, vocabulary};
 use crate::config::{Data, Source};
 use crate::store::{self, read_json, stage};
 use crate::user_error;
@@ -281,26 +282,26 @@ impl Snapshot {
         }
     }
 
-    /// A WordPiece tokenizer trained on the train part alone; the same bytes every time. It is kept
-    /// in the snapshot, and read from there the next time.
+    /// A tokenizer trained on the train part alone; the same bytes every time. It is kept in the
+    /// snapshot, and read from there the next time.
     ///
     /// # Errors
     /// The user's where `vocab_size` does not hold the alphabet; files that cannot be read or written.
-    pub fn scratch_tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
-        let folder = self.scratch_tokenizer_dir(vocab_size);
+    pub fn scratch_tokenizer(&self, kind: TokenizerKind, vocab_size: usize) -> Result<Tokenizer> {
+        let folder = self.scratch_tokenizer_dir(kind, vocab_size);
         if !folder.exists() {
             let rows = self.rows(Part::Train)?;
             let texts = rows.iter().flat_map(|row| [Some(row.text.as_str()), row.text_pair.as_deref()]).flatten();
             let staged = stage(&folder)?;
-            tokenizer::train_wordpiece(&texts.collect::<Vec<_>>(), vocab_size)?.save(staged.path())?;
+            vocabulary::train(kind, &texts.collect::<Vec<_>>(), vocab_size)?.save(staged.path())?;
             publish(staged, &folder)?;
         }
         Tokenizer::from_folder(&folder)
     }
 
     /// The folder of [`scratch_tokenizer`](Self::scratch_tokenizer), made or not.
-    pub fn scratch_tokenizer_dir(&self, vocab_size: usize) -> PathBuf {
-        self.dir.join("training").join(format!("tokenizer-{vocab_size}"))
+    pub fn scratch_tokenizer_dir(&self, kind: TokenizerKind, vocab_size: usize) -> PathBuf {
+        self.dir.join("training").join(format!("tokenizer-{}-{vocab_size}", kind.name()))
     }
 }
 
@@ -391,7 +392,7 @@ pub(super) mod tests {
         fs::remove_dir_all(snapshot.dir().join("test")).unwrap();
         let snapshot = Snapshot::open(snapshot.dir()).unwrap();
         assert!(snapshot.has(Part::Train) && snapshot.has(Part::Validation) && !snapshot.has(Part::Test));
-        let tokenizer = snapshot.scratch_tokenizer(200).unwrap();
+        let tokenizer = snapshot.scratch_tokenizer(TokenizerKind::WordPiece, 200).unwrap();
         snapshot.encode(&tokenizer, 16, &["input_ids"], &[Part::Train, Part::Validation], 1).unwrap();
         let error = snapshot.encode(&tokenizer, 16, &["input_ids"], &[Part::Test], 1).unwrap_err();
         assert!(error.to_string().contains("has no test part"), "{error}");

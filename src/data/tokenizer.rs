@@ -5,16 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use rayon::prelude::*;
-use serde_json::{Value, json};
+use kiln_models::Architecture;
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
-use tokenizers::normalizers::BertNormalizer;
-use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{
-    AddedToken, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Trainer,
-};
 
 use super::short_hash;
 use crate::user_error;
@@ -31,7 +24,9 @@ pub struct Tokenizer {
     pad_id: u32,
 }
 
-const BESIDE: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+const CONFIG: &str = "tokenizer_config.json";
+const TOKENS: &str = "special_tokens_map.json";
+const BESIDE: [&str; 2] = [CONFIG, TOKENS];
 
 impl Tokenizer {
     /// Reads tokenizer.json, and tokenizer_config.json and special_tokens_map.json where they are.
@@ -56,6 +51,26 @@ impl Tokenizer {
             }
         }
         Self::new(json, beside).map_err(|e| user_error!("{}: {e:#}", path.display()))
+    }
+
+    /// A tokenizer that was trained, with what stands in tokenizer_config.json and special_tokens_map.json.
+    pub(super) fn trained(json: Vec<u8>, config: &Map<String, Value>, tokens: &Map<String, Value>) -> Result<Self> {
+        let bytes = |table| serde_json::to_vec_pretty(table);
+        Self::new(json, BTreeMap::from([(CONFIG, bytes(config)?), (TOKENS, bytes(tokens)?)]))
+    }
+
+    /// As transformers loads it for a model of `architecture` that reads `max_length` tokens.
+    ///
+    /// # Errors
+    /// A tokenizer_config.json that is no table.
+    pub fn of(mut self, architecture: &Architecture, max_length: usize) -> Result<Self> {
+        let mut config: Map<String, Value> =
+            self.beside.get(CONFIG).map(|bytes| serde_json::from_slice(bytes)).transpose()?.unwrap_or_default();
+        config.insert("tokenizer_class".into(), architecture.tokenizer_class.into());
+        config.insert("model_input_names".into(), json!(architecture.inputs));
+        config.insert("model_max_length".into(), max_length.into());
+        self.beside.insert(CONFIG, serde_json::to_vec_pretty(&config)?);
+        Ok(self)
     }
 
     fn new(json: Vec<u8>, beside: BTreeMap<&'static str, Vec<u8>>) -> Result<Self> {
@@ -117,134 +132,17 @@ fn pad_id(tokenizer: &tokenizers::Tokenizer, beside: &BTreeMap<&str, Vec<u8>>) -
     named.or_else(|| ["[PAD]", "<pad>"].iter().find_map(|token| tokenizer.token_to_id(token))).unwrap_or(0)
 }
 
-const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-
-/// Characters beyond the most frequent so many are unknown, as in BERT's own vocabularies.
-const ALPHABET: usize = 1000;
-
-/// Trains a lower-casing WordPiece tokenizer, BERT's form, on `texts`. Its vocabulary holds
-/// `vocab_size` tokens, or fewer where the texts have no more to merge.
-///
-/// The bytes depend on the texts alone. The trainer of `tokenizers` numbers the alphabet's `##`
-/// pieces in the order of a randomly seeded hash map, and breaks ties between merges by number; so
-/// the alphabet is given to it in order, as if it were special tokens, which come first.
-///
-/// # Errors
-/// The user's, where `vocab_size` does not hold the alphabet.
-pub fn train_wordpiece(texts: &[&str], vocab_size: usize) -> Result<Tokenizer> {
-    let words: Vec<Vec<String>> = texts.par_iter().map(|text| words(text)).collect::<Result<_>>()?;
-
-    let mut counts = BTreeMap::<char, u64>::new();
-    for c in words.iter().flatten().flat_map(|word| word.chars()) {
-        *counts.entry(c).or_default() += 1;
-    }
-    let mut alphabet: Vec<(char, u64)> = counts.into_iter().collect();
-    alphabet.sort_by_key(|&(c, count)| (std::cmp::Reverse(count), c));
-    alphabet.truncate(ALPHABET);
-    alphabet.sort_unstable();
-    let known = |word: &str| word.chars().all(|c| alphabet.binary_search_by_key(&c, |&(c, _)| c).is_ok());
-    let pieces = alphabet.iter().flat_map(|(c, _)| [c.to_string(), format!("##{c}")]);
-    let first: Vec<AddedToken> = SPECIAL
-        .iter()
-        .map(|token| (*token).to_owned())
-        .chain(pieces)
-        .map(|token| AddedToken::from(token, true))
-        .collect();
-    if vocab_size < first.len() {
-        return Err(user_error!(
-            "tokenizer.vocab_size = {vocab_size} does not hold the alphabet of the train part: needs {}, and more for words",
-            first.len()
-        ));
-    }
-
-    let mut trainer = WordPieceTrainer::builder()
-        .vocab_size(vocab_size)
-        .min_frequency(2)
-        .special_tokens(first)
-        .show_progress(false)
-        .build();
-    let failed = |e| anyhow!("cannot train a tokenizer: {e}");
-    let texts =
-        words.iter().map(|words| words.iter().filter(|word| known(word)).cloned().collect::<Vec<_>>().join(" "));
-    trainer
-        .feed(texts, |text| Ok(text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()))
-        .map_err(failed)?;
-    let mut model = WordPiece::default();
-    trainer.train(&mut model).map_err(failed)?;
-
-    let id = |token: &str| SPECIAL.iter().position(|special| *special == token).unwrap_or(0) as u32;
-    let template = TemplateProcessing::builder()
-        .try_single("[CLS]:0 $A:0 [SEP]:0")
-        .and_then(|builder| builder.try_pair("[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"))
-        .map_err(|e| anyhow!("{e}"))?
-        .special_tokens(vec![("[CLS]", id("[CLS]")), ("[SEP]", id("[SEP]"))])
-        .build()?;
-    let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(normalizer())).map_err(failed)?;
-    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-    tokenizer.with_post_processor(Some(template));
-    tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
-    tokenizer.add_special_tokens(SPECIAL.map(|token| AddedToken::from(token, true))).map_err(failed)?;
-    let json = tokenizer.to_string(true).map_err(failed)?.into_bytes();
-
-    let tokens = json!({
-        "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
-    });
-    let mut config = tokens.clone();
-    config["tokenizer_class"] = "BertTokenizer".into();
-    config["do_lower_case"] = true.into();
-    config["tokenize_chinese_chars"] = true.into();
-    config["strip_accents"] = Value::Null;
-    config["clean_up_tokenization_spaces"] = true.into();
-    let bytes = |value: &Value| serde_json::to_vec_pretty(value);
-    Tokenizer::new(json, BTreeMap::from([(BESIDE[0], bytes(&config)?), (BESIDE[1], bytes(&tokens)?)]))
-}
-
-/// BERT's uncased normalizer.
-fn normalizer() -> BertNormalizer {
-    BertNormalizer::new(true, true, None, true)
-}
-
-/// The words of a text, as the tokenizer will see them.
-fn words(text: &str) -> Result<Vec<String>> {
-    let failed = |e| anyhow!("cannot split a text into words: {e}");
-    let mut normalized = NormalizedString::from(text);
-    normalizer().normalize(&mut normalized).map_err(failed)?;
-    let mut split = PreTokenizedString::from(normalized);
-    BertPreTokenizer.pre_tokenize(&mut split).map_err(failed)?;
-    let splits = split.get_splits(OffsetReferential::Original, OffsetType::None);
-    Ok(splits.into_iter().map(|(word, _, _)| word.to_owned()).collect())
-}
-
 #[cfg(test)]
 mod tests {
+    use kiln_models::TokenizerKind;
+
     use super::*;
-    use crate::data::sample;
-
-    #[test]
-    fn training_gives_the_same_bytes_every_time() {
-        let rows = sample::documents(1, 300);
-        let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-        let first = train_wordpiece(&texts, 1500).unwrap();
-        let mut reversed = texts.clone();
-        reversed.reverse();
-        for texts in [&texts, &reversed, &texts, &texts, &texts, &texts] {
-            assert!(train_wordpiece(texts, 1500).unwrap().json == first.json);
-        }
-        assert_eq!(first.vocab_size(), 1500);
-        assert_eq!((first.pad_id(), first.added_tokens(false), first.added_tokens(true)), (0, 2, 3));
-    }
-
-    #[test]
-    fn a_vocabulary_below_the_alphabet_is_an_error() {
-        let error = train_wordpiece(&["abc"], 10).err().unwrap().to_string();
-        assert!(error.contains("vocab_size = 10 does not hold the alphabet of the train part: needs 11"), "{error}");
-    }
+    use crate::data::vocabulary::train;
 
     #[test]
     fn a_folder_keeps_its_files() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let trained = train_wordpiece(&["a few words, a few more"], 60).unwrap();
+        let trained = train(TokenizerKind::WordPiece, &["a few words, a few more"], 60).unwrap();
         trained.save(from.path()).unwrap();
         let read = Tokenizer::from_folder(from.path()).unwrap();
         assert_eq!(read.hash(), trained.hash());

@@ -273,7 +273,7 @@ mod tests {
             split: Split { validation: 0.02, test: 0.02, seed: 1 },
         };
         let snapshot = prepare(&data, folder).unwrap();
-        let tokenizer = snapshot.scratch_tokenizer(1000).unwrap();
+        let tokenizer = snapshot.scratch_tokenizer(kiln_models::TokenizerKind::WordPiece, 1000).unwrap();
         let inputs = ["input_ids", "token_type_ids", "attention_mask"];
         let encoding = snapshot.encode(&tokenizer, MAX_LENGTH, &inputs, &[Part::Validation], 1).unwrap();
         encoding.dataset(Part::Validation).unwrap()

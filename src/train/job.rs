@@ -10,7 +10,7 @@ use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Encoding, Part, Snapshot, Tokenizer};
 use crate::dist::Communicator;
-use crate::pretrained::Classifier;
+use crate::pretrained::{self, Classifier};
 use crate::progress::Progress;
 use crate::store::{self, ModelDir};
 use crate::track::{Evaluation, MetricsLog};
@@ -56,12 +56,14 @@ impl Job<'_> {
                 (classifier, Tokenizer::from_folder(folder)?)
             }
             (None, Origin::Scratch { architecture, config, vocab_size }) => {
-                let tokenizer = self.snapshot.scratch_tokenizer(*vocab_size)?;
+                let kind = pretrained::architecture(architecture)?.tokenizer;
+                let tokenizer = self.snapshot.scratch_tokenizer(kind, *vocab_size)?;
                 let (vocab_size, pad_id) = (tokenizer.vocab_size(), tokenizer.pad_id());
                 let classifier =
                     Classifier::scratch(architecture, config, vocab_size, pad_id, labels, train.dropout, train.seed)
                         .with_context(|| format!("model {:?}", self.model.name))?;
                 let elements = classifier.built().parameters.elements();
+                let tokenizer = tokenizer.of(classifier.built().architecture, classifier.max_positions()?)?;
                 self.say(&format!("a new {architecture} of {elements} parameters, a new vocabulary of {vocab_size}"));
                 (classifier, tokenizer)
             }

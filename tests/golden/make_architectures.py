@@ -30,7 +30,16 @@ COMMON = dict(
 # name -> (config class, model class, config)
 ARCHITECTURES = {
     "bert": (T.BertConfig, T.BertForSequenceClassification, dict(COMMON, max_position_embeddings=64, classifier_dropout=0.0)),
-}
+    "distilbert": (T.DistilBertConfig, T.DistilBertForSequenceClassification, dict(
+        vocab_size=VOCABULARY, dim=HIDDEN, n_layers=LAYERS, n_heads=HEADS, hidden_dim=64, max_position_embeddings=64,
+        dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0, num_labels=LABELS, pad_token_id=1,
+    )),
+    "electra": (T.ElectraConfig, T.ElectraForSequenceClassification, dict(
+        COMMON, embedding_size=16, max_position_embeddings=64, classifier_dropout=0.0, summary_last_dropout=0.0,
+    )),
+    "roberta": (T.RobertaConfig, T.RobertaForSequenceClassification, dict(COMMON, max_position_embeddings=66, type_vocab_size=1, classifier_dropout=0.0)),
+    "xlm_roberta": (T.XLMRobertaConfig, T.XLMRobertaForSequenceClassification, dict(COMMON, max_position_embeddings=66, type_vocab_size=1, classifier_dropout=0.0)),
+}  # fmt: skip
 
 
 def inputs():
