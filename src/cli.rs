@@ -209,6 +209,9 @@ pub struct Infer {
     /// Predicts with model.int8.onnx, which `export.quantize = "int8"` makes; the test is of both models
     #[arg(long, requires = "input")]
     pub int8: bool,
+    /// Writes probabilities at the model's temperature, fitted on validation; predictions stay the same
+    #[arg(long)]
+    pub calibrated: bool,
 }
 
 /// `kiln bench`

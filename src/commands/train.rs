@@ -160,7 +160,7 @@ impl Pipeline<'_> {
             self.say("the snapshot has no test part: nothing is tested");
             return Ok(None);
         }
-        super::infer::test_and_print(&setting, &self.config.models, self.options)?;
+        super::infer::test_and_print(&setting, &self.config.models, false, self.options)?;
         Ok(None)
     }
 

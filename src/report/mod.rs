@@ -5,11 +5,13 @@
 mod canvas;
 mod confusion;
 mod curves;
+mod predictions;
 mod scaling;
 mod table;
 
 pub use confusion::confusion;
 pub use curves::curves;
+pub use predictions::{Predicted, read_predictions};
 pub use scaling::{prediction_table, scaling_plot, scaling_table};
 pub use table::table;
 
