@@ -1,6 +1,7 @@
 //! The one integration binary: a module for each concern.
 
 mod bench;
+mod comparison;
 mod data;
 #[cfg(target_os = "linux")] // they look into /proc
 mod distributed;

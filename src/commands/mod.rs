@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod compare;
 pub mod export;
 pub mod infer;
 pub mod models;
@@ -34,6 +35,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Export(args) => export::run(args, options),
         Command::Infer(args) => infer::run(args, options),
         Command::Bench(args) => bench::run(args, options),
+        Command::Compare(args) => compare::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),

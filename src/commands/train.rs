@@ -161,6 +161,9 @@ impl Pipeline<'_> {
             return Ok(None);
         }
         super::infer::test_and_print(&setting, &self.config.models, false, self.options)?;
+        if config.models.len() > 1 {
+            super::compare::compare_and_print(self.run, &config.models, self.options)?;
+        }
         Ok(None)
     }
 

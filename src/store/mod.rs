@@ -8,6 +8,7 @@
 //! A reader never sees a half-written file: [`write()`] and [`publish`] are the only ways in. What
 //! starts with `.tmp-` was left by a process that was killed; opening a run removes what is in it.
 
+mod comparison;
 mod file;
 mod layout;
 mod lock;
