@@ -97,10 +97,10 @@ pub enum Command {
   kiln compare bbc/3 bbc/5
   kiln compare bbc/3 bbc/5 --model minilm --json
 
-It prints a table of the test part's figures, then for every two models the difference of their macro F1 with its
-95 % interval (paired bootstrap) and McNemar's exact p-value (of accuracy). Where the interval holds 0, it is a tie.
-comparison.json holds all of it, and the rows that the models predict otherwise: in the run's folder where it is of
-all models of one run, else in a run of its own.")]
+It prints the test part's figures as a table, then for every two models the difference of their macro F1 with its \
+95 % interval (paired bootstrap) and the p-value of McNemar's exact test (of accuracy). Where the interval holds 0, \
+it is a tie. comparison.json has all of it, and the rows that the models predict otherwise. It lies in the run's \
+folder where it is of all models of one run, else in a run of its own.")]
     Compare(Compare),
     /// Validates an experiment file without running it
     #[command(after_help = "Example:

@@ -278,10 +278,11 @@ fn a_model_has_a_temperature_and_is_calibrated_on_demand() {
     let (after, second) = (store::read_json::<Value>(&dir.join("test/statistics.json")).unwrap(), read());
     assert_eq!((&before["loss"], &before["ece"]), (&after["loss"], &after["ece"]));
     assert_ne!(first[0].probabilities, second[0].probabilities);
-    assert_eq!(
-        second[..40].iter().map(|p| &p.probabilities).collect::<Vec<_>>(),
-        calibrated.iter().map(|p| &p.probabilities).collect::<Vec<_>>()
-    );
+    for (second, calibrated) in second.iter().zip(&calibrated) {
+        // In other batches sums are made in another order.
+        let mut pairs = second.probabilities.iter().zip(&calibrated.probabilities);
+        assert!(pairs.all(|(a, b)| (a - b).abs() < 1e-5), "{second:?} {calibrated:?}");
+    }
 
     // A model without one, as of an earlier kiln.
     fs::remove_file(dir.join("model/calibration.json")).unwrap();
