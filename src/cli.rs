@@ -68,7 +68,7 @@ impl Options {
 /// One verb each.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Goes the whole way: prepare, train, export with certificate, test, print the table
+    /// Goes the whole way: prepare, train, export with certificate, test, compare, print the table
     #[command(after_help = "Examples:
   kiln train                                    the embedded sample, end to end
   kiln train experiments/bbc.toml
@@ -91,6 +91,17 @@ pub enum Command {
   kiln infer bbc/3 --model minilm --input new.csv --output predictions.parquet
   kiln infer bbc/3 --input new.csv --output predictions.parquet --int8")]
     Infer(Infer),
+    /// Compares tested models on the same test rows: a run's, or those of several runs on one snapshot
+    #[command(after_help = "Examples:
+  kiln compare                                  the newest run's models
+  kiln compare bbc/3 bbc/5
+  kiln compare bbc/3 bbc/5 --model minilm --json
+
+It prints the test part's figures as a table, then for every two models the difference of their macro F1 with its \
+95 % interval (paired bootstrap) and the p-value of McNemar's exact test (of accuracy). Where the interval holds 0, \
+it is a tie. comparison.json has all of it, and the rows that the models predict otherwise. It lies in the run's \
+folder where it is of all models of one run, else in a run of its own.")]
+    Compare(Compare),
     /// Validates an experiment file without running it
     #[command(after_help = "Example:
   kiln check experiments/bbc.toml --set train.batch_size=32")]
@@ -214,6 +225,19 @@ pub struct Infer {
     /// Predicts with model.int8.onnx, which `export.quantize = "int8"` makes; the test is of both models
     #[arg(long, requires = "input")]
     pub int8: bool,
+    /// Writes probabilities at the model's temperature, fitted on validation; predictions stay the same
+    #[arg(long)]
+    pub calibrated: bool,
+}
+
+/// `kiln compare`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Compare {
+    /// Run folders or experiment/run_num, on the same snapshot [default: the newest]
+    pub runs: Vec<String>,
+    /// Of each run these models alone; may be given more than once [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub model: Vec<String>,
 }
 
 /// `kiln repro`

@@ -2,6 +2,7 @@
 
 mod architectures;
 mod bench;
+mod comparison;
 mod data;
 #[cfg(target_os = "linux")] // they look into /proc
 mod distributed;

@@ -83,6 +83,7 @@ fn the_run_tree_is_whole() {
         "small-bert/model/config.json",
         "small-bert/model/model.safetensors",
         "small-bert/model/tokenizer.json",
+        "small-bert/model/calibration.json",
         "small-bert/model.onnx",
         "small-bert/export.json",
         "small-bert/metrics.jsonl",
@@ -216,7 +217,8 @@ fn a_quantised_model_is_exported_tested_and_predicts() {
 
     let metadata = onnx::read(&model.join("model.int8.onnx")).unwrap().metadata_props;
     let keys: Vec<_> = metadata.iter().map(|entry| entry.key.as_str()).collect();
-    assert_eq!(keys, ["id2label", "kiln.experiment", "kiln.run_num", "kiln.model", "kiln.snapshot", "kiln.quantize"]);
+    assert_eq!(keys[..5], ["id2label", "kiln.experiment", "kiln.run_num", "kiln.model", "kiln.snapshot"]);
+    assert_eq!(keys[5..], ["kiln.temperature", "kiln.quantize"]);
     assert_eq!(metadata.last().unwrap().value, "int8");
 
     let (input, output) = (root.join("new.jsonl"), root.join("new.parquet"));

@@ -11,7 +11,7 @@ use crate::config::{self, Config, Quantize};
 use crate::data::Snapshot;
 use crate::export::{Agreement, Certificate, export_model, quantize_model};
 use crate::infer::{Setting, runtime};
-use crate::store::{self, Pins, RunDir};
+use crate::store::{self, JobType, Pins, RunDir};
 use crate::user_error;
 
 /// Exports the models from the run's `model/` folders again.
@@ -79,6 +79,11 @@ pub(super) struct Target {
 impl Target {
     pub(super) fn find(args: &cli::Export, options: &Options) -> Result<Target> {
         let run = store::find(args.run.as_deref(), &options.root())?;
+        let record = run.record()?;
+        if record.job_type == JobType::Comparison {
+            let (run, models) = (run.reference(), record.models.join(", "));
+            return Err(user_error!("{run} is a comparison, without models of its own: it compares {models}"));
+        }
         let Pins { mut config, mut sets, .. } = run.pins()?;
         // How models are run, and whether a quantised one is made, may be another machine's choice, and
         // another day's: --set and --threads count, and "auto" is this machine's.

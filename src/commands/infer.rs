@@ -23,12 +23,12 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     let target = Target::find(&args.target, options)?;
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
         let quantize = if args.int8 { Quantize::Int8 } else { Quantize::None };
-        return predict(&target, quantize, input, output, options);
+        return predict(&target, quantize, input, (output, args.calibrated), options);
     }
     let _held = target.run.hold()?;
     let snapshot = target.snapshot()?;
     let setting = target.setting(&snapshot, options)?;
-    test_and_print(&setting, &target.models, options)?;
+    test_and_print(&setting, &target.models, args.calibrated, options)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -37,10 +37,15 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
 ///
 /// # Errors
 /// What [`test_model`], [`certify_test`] and [`certify_quantized_test`] say.
-pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], options: &Options) -> Result<()> {
+pub(super) fn test_and_print(
+    setting: &Setting<'_>,
+    models: &[config::Model],
+    calibrated: bool,
+    options: &Options,
+) -> Result<()> {
     let mut all = Map::new();
     for model in models {
-        let tested = test_model(setting, model)?;
+        let tested = test_model(setting, model, calibrated)?;
         certify_test(setting, model, &tested)?;
         if !options.json {
             let name = if models.len() > 1 { format!("{}\n", model.name) } else { String::new() };
@@ -65,7 +70,13 @@ pub(super) fn test_and_print(setting: &Setting<'_>, models: &[config::Model], op
     Ok(())
 }
 
-fn predict(target: &Target, quantize: Quantize, input: &Path, output: &Path, options: &Options) -> Result<ExitCode> {
+fn predict(
+    target: &Target,
+    quantize: Quantize,
+    input: &Path,
+    (output, calibrated): (&Path, bool),
+    options: &Options,
+) -> Result<ExitCode> {
     let [model] = target.models.as_slice() else {
         let names: Vec<_> = target.models.iter().map(|model| model.name.as_str()).collect();
         return Err(user_error!("--input takes one model, and the run has {}: choose by --model", names.join(", ")));
@@ -74,7 +85,7 @@ fn predict(target: &Target, quantize: Quantize, input: &Path, output: &Path, opt
     let rows = read_rows(input, &Data { format: Format::Auto, ..target.config.data.clone() })?;
     let files = target.run.model(&model.name);
     let exported = Exported::open(runtime::ensure(options.offline)?, &files, model, quantize, target.config.infer)?;
-    let throughput = predict_rows(&exported, &rows, output, options.quiet)?;
+    let throughput = predict_rows(&exported, &rows, output, calibrated, options.quiet)?;
     if options.json {
         print_json(&throughput)?;
     } else {

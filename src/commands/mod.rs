@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod compare;
 pub mod export;
 pub mod infer;
 pub mod models;
@@ -36,6 +37,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Infer(args) => infer::run(args, options),
         Command::Repro(args) => repro::run(args, options),
         Command::Bench(args) => bench::run(args, options),
+        Command::Compare(args) => compare::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),

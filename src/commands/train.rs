@@ -164,7 +164,10 @@ impl Pipeline<'_> {
             self.say("the snapshot has no test part: nothing is tested");
             return Ok(None);
         }
-        super::infer::test_and_print(&setting, &self.config.models, self.options)?;
+        super::infer::test_and_print(&setting, &self.config.models, false, self.options)?;
+        if config.models.len() > 1 {
+            super::compare::compare_and_print(self.run, &config.models, self.options)?;
+        }
         Ok(None)
     }
 

@@ -151,6 +151,14 @@ impl Dataset {
         Some(batch.labels.as_ref()?[row] as u32)
     }
 
+    /// All labels' ids.
+    ///
+    /// # Errors
+    /// An example has none.
+    pub fn labels(&self) -> Result<Vec<u32>> {
+        (0..self.len()).map(|i| self.label(i).with_context(|| format!("example {i} has no label"))).collect()
+    }
+
     /// Tokens in row `i`, without padding.
     pub fn length(&self, i: usize) -> usize {
         let (batch, row) = self.locate(i);

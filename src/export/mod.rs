@@ -25,8 +25,9 @@ pub use verify::Certificate;
 use crate::config;
 use crate::data::{Dataset, Part, Tokenizer};
 use crate::infer::{self, Options, Predictor, Quantized, Runtime, Setting, Tested, predictor};
+use crate::metrics::Temperature;
 use crate::pretrained::Classifier;
-use crate::store::{self, ModelDir};
+use crate::store::{self, ModelDir, onnx_len};
 
 /// Exports one model of a run from its `model/` to `model.onnx`, certifies it on the validation part
 /// and writes export.json.
@@ -69,7 +70,7 @@ pub fn quantize_model(setting: &Setting<'_>, model: &config::Model) -> Result<Ag
         anyhow::Ok(infer::predict(&predictor, dataset, &what, setting.quiet)?.logits)
     };
     let (fp32, int8) = (logits(&files.onnx(), "fp32")?, logits(&path, "int8")?);
-    let sizes = [byte_len(&files.onnx())?, byte_len(&path)?];
+    let sizes = [onnx_len(&files.onnx())?, onnx_len(&path)?];
     let agreement = Agreement::new(classifier.id2label(), dataset, [&fp32, &int8], sizes)?;
     agreement
         .gate("set export.quantize = \"none\"")
@@ -115,7 +116,7 @@ impl Trained {
         target: &Path,
     ) -> Result<PathBuf> {
         let Setting { run, config, snapshot, .. } = *setting;
-        let metadata = [
+        let mut metadata = vec![
             ("id2label", id2label(&self.classifier)),
             ("kiln.experiment", run.experiment().name().into()),
             ("kiln.run_num", run.run_num().to_string()),
@@ -123,7 +124,13 @@ impl Trained {
             ("kiln.snapshot", snapshot.hash().into()),
         ];
         let path = folder.join(target.file_name().with_context(|| format!("{} has no name", target.display()))?);
-        let metadata = [metadata.as_slice(), more].concat();
+        let calibration = self.files.calibration_json();
+        if calibration.is_file() {
+            // What is run without it is as it was: the graph's logits stay the model's own.
+            let fitted: Temperature = store::read_json(&calibration)?;
+            metadata.push(("kiln.temperature", fitted.temperature.to_string()));
+        }
+        metadata.extend_from_slice(more);
         onnx::write(graph, &model.name, config.export.opset, &metadata, &path, onnx::EXTERNAL_ABOVE)?;
         Ok(path)
     }
@@ -161,20 +168,12 @@ pub fn certify_quantized_test(
 ) -> Result<Agreement> {
     let files = setting.run.model(&model.name);
     let (logits, sizes) =
-        ([&*tested.logits, &*quantized.logits], [byte_len(&files.onnx())?, byte_len(&files.onnx_int8())?]);
+        ([&*tested.logits, &*quantized.logits], [onnx_len(&files.onnx())?, onnx_len(&files.onnx_int8())?]);
     let agreement = Agreement::new(&tested.predictor.id2label()?, &tested.dataset, logits, sizes)?;
     let fix = format!("set export.quantize = \"none\" and remove {}", files.onnx_int8().display());
     agreement.gate(&fix).with_context(|| format!("model {:?} on the test part", model.name))?;
     store::write_json(&files.test().join("certificate.int8.json"), &agreement)?;
     Ok(agreement)
-}
-
-/// The size of an ONNX file and of its tensors, where they lie beside it.
-fn byte_len(model: &Path) -> Result<u64> {
-    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
-    let data = model.with_added_extension("data");
-    let beside = if data.exists() { size(&data) } else { Ok(0) };
-    size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
 }
 
 /// The labels by id, as JSON.
@@ -317,7 +316,7 @@ mod tests {
         let predict = |path: &Path| infer::predict(&open(path), &dataset, "", true).unwrap().logits;
         let trained = classifier(1);
         let (path, fp32) = (write_int8(&trained, folder.path()), write(&trained, folder.path()));
-        let sizes = [byte_len(&fp32).unwrap(), byte_len(&path).unwrap()];
+        let sizes = [onnx_len(&fp32).unwrap(), onnx_len(&path).unwrap()];
         let fp32 = predict(&fp32);
         let compare = |int8: &[Vec<f32>]| Agreement::new(trained.id2label(), &dataset, [&fp32, int8], sizes).unwrap();
 

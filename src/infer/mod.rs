@@ -67,6 +67,24 @@ impl<'a> Exported<'a> {
         let predictor = Predictor::open(runtime, &path, options)?;
         Ok(Self { model, infer, tokenizer, predictor })
     }
+
+    /// The temperature for probabilities: the model's own where they are to be `calibrated`, else 1.
+    ///
+    /// # Errors
+    /// The user's, where the model has none.
+    fn temperature(&self, calibrated: bool) -> Result<f64> {
+        if !calibrated {
+            return Ok(1.0);
+        }
+        self.predictor.temperature()?.ok_or_else(|| {
+            user_error!(
+                "model {0:?} has no temperature to calibrate by: its export says none. `kiln export` writes it where \
+                 {0}/model/calibration.json is; that file comes of training, so a model without it has to be trained \
+                 again, by kiln train --new; or leave out --calibrated",
+                self.model.name
+            )
+        })
+    }
 }
 
 /// What [`test_model`] found.
@@ -90,15 +108,17 @@ pub struct Quantized {
 }
 
 /// Runs a model's ONNX file on the test part and writes what it makes of it into `test/`:
-/// predictions.parquet, confusion.png and statistics.json.
+/// predictions.parquet, its probabilities `calibrated` by the model's temperature or as they are,
+/// confusion.png and statistics.json, which does not depend on that.
 ///
 /// # Errors
 /// The user's, where the run has no export of the model, or the snapshot no test part or other labels
-/// than the model; what ONNX Runtime and the file system say.
-pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested> {
+/// than the model, or where the model has no temperature; what ONNX Runtime and the file system say.
+pub fn test_model(setting: &Setting<'_>, model: &config::Model, calibrated: bool) -> Result<Tested> {
     let (files, snapshot, name) = (setting.run.model(&model.name), setting.snapshot, &model.name);
-    let Exported { infer, tokenizer, predictor, .. } =
-        Exported::open(setting.runtime, &files, model, Quantize::None, setting.config.infer)?;
+    let exported = Exported::open(setting.runtime, &files, model, Quantize::None, setting.config.infer)?;
+    let temperature = exported.temperature(calibrated)?;
+    let Exported { infer, tokenizer, predictor, .. } = exported;
     let labels = predictor.id2label()?;
     check_labels(name, &labels, snapshot)?;
     let rows = snapshot.rows(Part::Test)?;
@@ -108,9 +128,9 @@ pub fn test_model(setting: &Setting<'_>, model: &config::Model) -> Result<Tested
     ensure!(rows.len() == dataset.len(), "the test part has {} rows, and {} encoded", rows.len(), dataset.len());
 
     let predictions = predict(&predictor, &dataset, &format!("test {name}"), setting.quiet)?;
-    let (truth, predicted, statistics) = judge(&labels, &dataset, &predictions)?;
+    let (truth, predicted, statistics) = judge(&predictor, &dataset, &predictions)?;
     let test = files.test();
-    predictions::write(&test.join("predictions.parquet"), &labels, &rows, &predictions.logits)?;
+    predictions::write(&test.join("predictions.parquet"), &labels, &rows, &predictions.logits, temperature)?;
     report::confusion(&metrics::confusion(labels.len(), &truth, &predicted), &labels, &test.join("confusion.png"))?;
     store::write_json(&test.join("statistics.json"), &statistics)?;
     Ok(Tested { statistics, dataset, logits: predictions.logits, predictor })
@@ -127,10 +147,10 @@ pub fn test_quantized(setting: &Setting<'_>, model: &config::Model, tested: &Tes
         return Ok(None);
     }
     let predictor = Predictor::open(setting.runtime, &files.onnx_int8(), tested.predictor.options())?;
-    let (labels, dataset) = (predictor.id2label()?, &tested.dataset);
-    check_labels(&model.name, &labels, setting.snapshot)?;
+    let dataset = &tested.dataset;
+    check_labels(&model.name, &predictor.id2label()?, setting.snapshot)?;
     let predictions = predict(&predictor, dataset, &format!("test {} int8", model.name), setting.quiet)?;
-    let (.., statistics) = judge(&labels, dataset, &predictions)?;
+    let (.., statistics) = judge(&predictor, dataset, &predictions)?;
     store::write_json(&files.test().join("statistics.int8.json"), &statistics)?;
     Ok(Some(Quantized { statistics, logits: predictions.logits }))
 }
@@ -145,23 +165,31 @@ pub(crate) fn predict(predictor: &Predictor, dataset: &Dataset, what: &str, quie
 }
 
 /// The labels of the test part, a model's predictions of them, and the figures of both.
-fn judge(labels: &[String], dataset: &Dataset, predictions: &Predictions) -> Result<(Vec<u32>, Vec<u32>, Statistics)> {
+fn judge(
+    predictor: &Predictor,
+    dataset: &Dataset,
+    predictions: &Predictions,
+) -> Result<(Vec<u32>, Vec<u32>, Statistics)> {
     let Predictions { logits, throughput } = predictions;
-    let label = |i| dataset.label(i).with_context(|| format!("row {i} of the test part has no label"));
-    let truth: Vec<u32> = (0..dataset.len()).map(label).collect::<Result<_>>()?;
-    let predicted: Vec<u32> = logits.iter().map(|logits| metrics::argmax(logits)).collect::<Result<_>>()?;
-    let losses = logits.iter().zip(&truth).map(|(logits, &label)| metrics::cross_entropy(logits, label));
-    let loss = losses.sum::<f64>() / truth.len().max(1) as f64;
-    let mut statistics = metrics::statistics(labels, &truth, &predicted, Some(loss));
+    let truth = dataset.labels().context("the test part")?;
+    let (predicted, mut statistics) = metrics::judge(&predictor.id2label()?, &truth, logits, predictor.temperature()?)?;
     statistics.throughput = Some(*throughput);
     Ok((truth, predicted, statistics))
 }
 
-/// Predicts rows, which need no label, and writes them to `output` as a predictions.parquet.
+/// Predicts rows, which need no label, and writes them to `output` as a predictions.parquet, its
+/// probabilities `calibrated` by the model's temperature or as they are.
 ///
 /// # Errors
-/// What the tokenizer, ONNX Runtime and the file system say.
-pub fn predict_rows(model: &Exported<'_>, rows: &[Row], output: &Path, quiet: bool) -> Result<Throughput> {
+/// The user's, where the model has no temperature; what the tokenizer, ONNX Runtime and the file system say.
+pub fn predict_rows(
+    model: &Exported<'_>,
+    rows: &[Row],
+    output: &Path,
+    calibrated: bool,
+    quiet: bool,
+) -> Result<Throughput> {
+    let temperature = model.temperature(calibrated)?;
     let texts: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.text_pair.as_deref())).collect();
     let encoded = encode_texts(&model.tokenizer, &texts, model.model.max_length, model.infer.workers)?;
     let examples: Vec<_> = encoded
@@ -171,7 +199,7 @@ pub fn predict_rows(model: &Exported<'_>, rows: &[Row], output: &Path, quiet: bo
     let progress = Progress::new("predict", rows.len() as u64, "row", quiet);
     let predictions = model.predictor.predict(&examples, &progress)?;
     progress.finish();
-    predictions::write(output, &model.predictor.id2label()?, rows, &predictions.logits)?;
+    predictions::write(output, &model.predictor.id2label()?, rows, &predictions.logits, temperature)?;
     Ok(predictions.throughput)
 }
 

@@ -19,8 +19,8 @@ use crate::{metrics, store};
 const BATCH: usize = 1000;
 
 /// Writes `id`, `label` (null where the row has none), `prediction` and `probabilities` (in the order
-/// of `labels`) of each row, whose logits `[labels]` are `logits[row]`.
-pub fn write(path: &Path, labels: &[String], rows: &[Row], logits: &[Vec<f32>]) -> Result<()> {
+/// of `labels`, at `temperature`) of each row, whose logits `[labels]` are `logits[row]`.
+pub fn write(path: &Path, labels: &[String], rows: &[Row], logits: &[Vec<f32>], temperature: f64) -> Result<()> {
     let element = Arc::new(Field::new("item", DataType::Float32, false));
     let schema = Arc::new(Schema::new(vec![
         Field::new("id", DataType::Utf8, false),
@@ -35,7 +35,7 @@ pub fn write(path: &Path, labels: &[String], rows: &[Row], logits: &[Vec<f32>]) 
             ids.append_value(&row.id);
             given.append_option(row.label.as_deref());
             predictions.append_value(&labels[metrics::argmax(logits)? as usize]);
-            probabilities.values().append_slice(&metrics::softmax(logits));
+            probabilities.values().append_slice(&metrics::softmax(logits, temperature));
             probabilities.append(true);
         }
         let columns = vec![
@@ -61,10 +61,7 @@ pub fn write(path: &Path, labels: &[String], rows: &[Row], logits: &[Vec<f32>]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow_array::Array;
-    use arrow_array::cast::AsArray;
-    use arrow_array::types::Float32Type;
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use crate::report::read_predictions;
 
     #[test]
     fn rows_with_and_without_labels_come_back() {
@@ -75,19 +72,20 @@ mod tests {
             .map(|i| Row { id: i.to_string(), label: (i % 2 == 0).then(|| "yes".into()), ..Row::default() })
             .collect();
         let logits: Vec<Vec<f32>> = (0..2500).map(|i| vec![0.0, if i < 2000 { 1.0 } else { -1000.0 }]).collect();
-        write(&path, &labels, &rows, &logits).unwrap();
+        write(&path, &labels, &rows, &logits, 1.0).unwrap();
 
-        let file = std::fs::File::open(&path).unwrap();
-        let batches = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().with_batch_size(5000).build().unwrap();
-        let batches: Vec<RecordBatch> = batches.map(Result::unwrap).collect();
-        let [batch] = batches.as_slice() else { panic!("{} batches", batches.len()) };
-        assert_eq!(batch.column_by_name("id").unwrap().as_string::<i32>().value(2499), "2499");
-        let given = batch.column_by_name("label").unwrap().as_string::<i32>();
-        assert_eq!((given.value(0), given.is_null(1)), ("yes", true));
-        let predictions = batch.column_by_name("prediction").unwrap().as_string::<i32>();
-        assert_eq!((predictions.value(0), predictions.value(2499)), ("yes", "no"));
-        let probabilities = batch.column_by_name("probabilities").unwrap().as_list::<i32>().value(0);
-        let expected = 1.0 / (1.0 + (-1f32).exp());
-        assert!((probabilities.as_primitive::<Float32Type>().value(1) - expected).abs() < 1e-6);
+        let read = || read_predictions(&path).unwrap();
+        let back = read();
+        assert!(back.iter().map(|p| (&p.id, &p.label)).eq(rows.iter().map(|row| (&row.id, &row.label))));
+        assert_eq!((back[0].prediction.as_str(), back[2499].prediction.as_str()), ("yes", "no"));
+        let expected = |temperature: f32| 1.0 / (1.0 + (-1.0 / temperature).exp());
+        assert!((back[0].probabilities[1] - expected(1.0)).abs() < 1e-6);
+
+        write(&path, &labels, &rows, &logits, 2.0).unwrap();
+        assert!((read()[0].probabilities[1] - expected(2.0)).abs() < 1e-6);
+        assert_eq!(read()[0].prediction, "yes");
+        crate::data::rows::write_parquet(std::fs::File::create(&path).unwrap(), rows.iter()).unwrap();
+        let error = format!("{:#}", read_predictions(&path).unwrap_err());
+        assert!(error.contains("predictions.parquet: it has not the columns"), "{error}");
     }
 }

@@ -124,6 +124,18 @@ impl Predictor {
         Ok(id2label.into_values().collect())
     }
 
+    /// The model's temperature, as the export wrote it into the model, if it did.
+    ///
+    /// # Errors
+    /// One that is no number above 0.
+    pub fn temperature(&self) -> Result<Option<f64>> {
+        let Some(text) = self.session.metadata()?.custom("kiln.temperature") else { return Ok(None) };
+        let temperature = text.parse().ok().filter(|t: &f64| t.is_finite() && *t > 0.0);
+        let temperature = temperature
+            .with_context(|| format!("the model's metadata kiln.temperature is {text:?}: needs a number above 0"))?;
+        Ok(Some(temperature))
+    }
+
     /// Predicts all of `examples`, and reports to `progress` how many are done.
     ///
     /// # Errors

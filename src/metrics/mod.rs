@@ -4,10 +4,17 @@
 //! scikit-learn's `zero_division=0` has it, and every average runs over all labels of the
 //! dataset, also those that a part has no row of.
 
+mod bootstrap;
+mod calibration;
+mod mcnemar;
 pub mod scaling;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+pub use bootstrap::{CONFIDENCE, Paired, RESAMPLES, paired_bootstrap};
+pub use calibration::{Bin, Calibration, Temperature};
+pub use mcnemar::mcnemar;
 
 use crate::config::Metric;
 
@@ -28,9 +35,15 @@ pub struct Statistics {
     pub loss: Option<f64>,
     /// Each label's part, by F1 descending, then by label.
     pub labels: Vec<LabelStatistics>,
+    /// How far the model's probabilities can be believed, where there were any.
+    #[serde(flatten)]
+    pub calibration: Option<Calibration>,
     /// How fast the predictions were made, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput: Option<Throughput>,
+    /// How long the model was trained, its evaluations included, where one process did all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_seconds: Option<f64>,
 }
 
 /// How well one label is told from the others.
@@ -139,8 +152,33 @@ pub fn statistics(labels: &[String], truth: &[u32], predicted: &[u32], loss: Opt
         weighted_f1,
         loss,
         labels: of_labels,
+        calibration: None,
         throughput: None,
+        training_seconds: None,
     }
+}
+
+/// What a model predicts for each row by its logits `[labels]`, and the statistics of that, with the mean
+/// cross-entropy and the calibration, at `temperature` too where the model has one.
+///
+/// # Errors
+/// As [`argmax`]'s, naming the row.
+///
+/// # Panics
+/// As [`statistics`] does.
+pub fn judge(
+    labels: &[String],
+    truth: &[u32],
+    logits: &[Vec<f32>],
+    temperature: Option<f64>,
+) -> Result<(Vec<u32>, Statistics)> {
+    let predict = |(row, logits): (usize, &Vec<f32>)| argmax(logits).with_context(|| format!("logits of row {row}"));
+    let predicted: Vec<u32> = logits.iter().enumerate().map(predict).collect::<Result<_>>()?;
+    let losses = logits.iter().zip(truth).map(|(logits, &label)| cross_entropy(logits, label));
+    let loss = losses.sum::<f64>() / truth.len().max(1) as f64;
+    let mut statistics = statistics(labels, truth, &predicted, Some(loss));
+    statistics.calibration = Some(Calibration::new(truth, logits, temperature));
+    Ok((predicted, statistics))
 }
 
 /// How often each label was taken for which.
@@ -209,10 +247,11 @@ pub fn argmax(logits: &[f32]) -> Result<u32> {
     Ok(best as u32)
 }
 
-/// The classes' probabilities: `exp(logit) / Σ exp(logits)`, without overflow for any finite logits.
-pub fn softmax(logits: &[f32]) -> Vec<f32> {
+/// The classes' probabilities: `exp(logit / T) / Σ exp(logits / T)` at the temperature T, without overflow
+/// for any finite logits.
+pub fn softmax(logits: &[f32], temperature: f64) -> Vec<f32> {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exp: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - highest).exp()).collect();
+    let exp: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit - highest) / temperature).exp()).collect();
     let sum: f64 = exp.iter().sum();
     exp.into_iter().map(|e| (e / sum) as f32).collect()
 }

@@ -83,6 +83,22 @@ fn the_file_has_the_surface_s_fields_in_its_order() {
 }
 
 #[test]
+fn a_judged_model_has_loss_and_calibration_in_the_same_object() {
+    let logits = vec![vec![2.0, 0.0], vec![0.0, 1.0], vec![3.0, 0.0]];
+    let (predicted, got) = judge(&names(2), &[0, 1, 1], &logits, Some(2.0)).unwrap();
+    assert_eq!(predicted, [0, 1, 0]);
+    let loss = logits.iter().zip([0, 1, 1]).map(|(logits, label)| cross_entropy(logits, label)).sum::<f64>() / 3.0;
+    assert!((got.loss.unwrap() - loss).abs() < 1e-12);
+    let json = serde_json::to_value(&got).unwrap();
+    assert_eq!((&json["temperature"], json["reliability"].as_array().unwrap().len()), (&2.0.into(), 15));
+    assert!(json["ece"].as_f64().unwrap() > 0.0 && json["ece_scaled"] != json["ece"], "{json}");
+    assert_eq!(serde_json::from_value::<Statistics>(json).unwrap(), got);
+
+    let error = judge(&names(2), &[0, 1], &[vec![0.0, 1.0], vec![f32::NAN, 0.0]], None).unwrap_err();
+    assert!(format!("{error:#}").starts_with("logits of row 1: "), "{error:#}");
+}
+
+#[test]
 fn argmax_takes_the_first_of_equals_and_refuses_nan() {
     assert_eq!(argmax(&[0.0, 2.0, 2.0]).unwrap(), 1);
     assert_eq!(argmax(&[f32::NEG_INFINITY; 2]).unwrap(), 0);
@@ -97,9 +113,10 @@ fn argmax_takes_the_first_of_equals_and_refuses_nan() {
 
 #[test]
 fn softmax_does_not_overflow() {
-    assert_eq!(softmax(&[1e30, -1e30]), [1.0, 0.0]);
-    assert_eq!(softmax(&[-3e38, -3e38]), [0.5, 0.5]);
-    assert!((softmax(&[1.0, 0.0])[0] - 0.731_058_6).abs() < 1e-7);
+    assert_eq!(softmax(&[1e30, -1e30], 1.0), [1.0, 0.0]);
+    assert_eq!(softmax(&[-3e38, -3e38], 1.0), [0.5, 0.5]);
+    assert!((softmax(&[1.0, 0.0], 1.0)[0] - 0.731_058_6).abs() < 1e-7);
+    assert_eq!(softmax(&[1.0, 0.0], 0.5), softmax(&[2.0, 0.0], 1.0));
 }
 
 /// Some rows of up to 6 classes: the truth and the prediction of each.
@@ -156,7 +173,7 @@ proptest! {
 
     #[test]
     fn probabilities_sum_to_one(logits in prop::collection::vec(-80f32..80.0, 1..20)) {
-        let probabilities = softmax(&logits);
+        let probabilities = softmax(&logits, 1.0);
         let sum: f32 = probabilities.iter().sum();
         prop_assert!((sum - 1.0).abs() < 1e-5);
         let best = argmax(&logits).unwrap() as usize;

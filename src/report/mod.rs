@@ -3,13 +3,20 @@
 //! Everything here is made from metrics and from a run's files alone.
 
 mod canvas;
+mod comparison;
+mod comparison_table;
 mod confusion;
 mod curves;
+mod predictions;
 mod scaling;
 mod table;
 
+pub(crate) use comparison::named;
+pub use comparison::{Compared, Comparison, Contestant, Disagreement, Pair, Said, Verdict, compare};
+pub use comparison_table::comparison_table;
 pub use confusion::confusion;
 pub use curves::curves;
+pub use predictions::{Predicted, read_predictions};
 pub use scaling::{prediction_table, scaling_plot, scaling_table};
 pub use table::table;
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::{Pins, read_json};
@@ -33,7 +33,7 @@ pub struct RunRecord {
     pub experiment: String,
     /// Which of its runs.
     pub run_num: u32,
-    /// The models' names, in the configuration's order.
+    /// The models' names, in the configuration's order; of a comparison, as comparison.json has them.
     pub models: Vec<String>,
     /// The data's snapshot.
     pub snapshot: String,
@@ -42,7 +42,8 @@ pub struct RunRecord {
     pub snapshot_dir: Option<PathBuf>,
     /// How far it is.
     pub status: Status,
-    /// [`Config::hash`](crate::config::Config::hash).
+    /// [`Config::hash`](crate::config::Config::hash); a comparison has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub config_hash: String,
     /// When it was started, in seconds since 1970.
     pub start: u64,
@@ -119,6 +120,11 @@ impl Experiment {
         numbers.sort_unstable();
         numbers
     }
+
+    /// The number that its next run gets.
+    pub(super) fn next_run_num(&self) -> u32 {
+        self.run_nums().last().map_or(1, |highest| highest + 1)
+    }
 }
 
 impl RunDir {
@@ -163,6 +169,11 @@ impl RunDir {
         ModelDir { dir: self.dir().join(name) }
     }
 
+    /// How its models compare, where they were, or what a comparison of other runs found.
+    pub fn comparison_json(&self) -> PathBuf {
+        self.dir().join("comparison.json")
+    }
+
     /// The folder of its data's snapshot.
     ///
     /// # Errors
@@ -195,6 +206,11 @@ impl ModelDir {
     /// The best weights, as transformers loads them.
     pub fn model(&self) -> PathBuf {
         self.dir.join("model")
+    }
+
+    /// The temperature that its probabilities are calibrated by.
+    pub fn calibration_json(&self) -> PathBuf {
+        self.model().join("calibration.json")
     }
 
     /// The exported model.
@@ -238,8 +254,19 @@ impl ModelDir {
     }
 }
 
+/// The size of an ONNX file and of its tensors, where they lie beside it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn onnx_len(model: &Path) -> Result<u64> {
+    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
+    let data = model.with_added_extension("data");
+    let beside = if data.exists() { size(&data) } else { Ok(0) };
+    size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
+}
+
 /// The run that `reference` names: a run's folder, `experiment/run_num` under `root`, an
-/// experiment for its newest run, or nothing for the newest of all.
+/// experiment for its newest run with models, or nothing for the newest such of all.
 ///
 /// # Errors
 /// There is no such run.
@@ -304,8 +331,14 @@ fn runs_of(experiment: &Experiment) -> Vec<RunDir> {
         .collect()
 }
 
+/// The newest that has models of its own.
 fn newest(runs: impl IntoIterator<Item = RunDir>) -> Option<RunDir> {
-    runs.into_iter().max_by_key(|run| (run.record().map_or(0, |record| record.start), run.run_num))
+    let start = |run: &RunDir| match run.record() {
+        Ok(record) if record.job_type == JobType::Comparison => None,
+        record => Some(record.map_or(0, |record| record.start)),
+    };
+    let runs = runs.into_iter().filter_map(|run| Some((start(&run)?, run)));
+    runs.max_by_key(|(start, run)| (*start, run.run_num)).map(|(_, run)| run)
 }
 
 /// Names in a folder, sorted; none where there is no folder.

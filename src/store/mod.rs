@@ -8,6 +8,7 @@
 //! A reader never sees a half-written file: [`write()`] and [`publish`] are the only ways in. What
 //! starts with `.tmp-` was left by a process that was killed; opening a run removes what is in it.
 
+mod comparison;
 mod file;
 mod layout;
 mod lock;
@@ -15,7 +16,7 @@ mod open;
 mod pins;
 
 pub use file::{publish, read_json, remove_dir, stage, write, write_bytes, write_json};
-pub use layout::{Experiment, JobType, ModelDir, RunDir, RunRecord, Status, find, find_model};
+pub use layout::{Experiment, JobType, ModelDir, RunDir, RunRecord, Status, find, find_model, onnx_len};
 pub use lock::{Lock, host};
 pub use open::{Choice, Opened, Run};
 pub use pins::{Pins, sha256_file};

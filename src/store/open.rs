@@ -13,7 +13,7 @@ use crate::config::{Config, RunNum};
 use crate::user_error;
 
 /// The file whose lock says who holds a run, or chooses one.
-const LOCK: &str = ".lock";
+pub(super) const LOCK: &str = ".lock";
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Experiment {
             None => {
                 let run_num = match config.run_num {
                     RunNum::Number(number) => number,
-                    RunNum::Next => self.run_nums().last().map_or(1, |highest| highest + 1),
+                    RunNum::Next => self.next_run_num(),
                 };
                 self.create(run_num, config, snapshot)
             }

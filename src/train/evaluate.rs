@@ -30,12 +30,9 @@ impl Evaluated {
 /// An example without a label, logits that are not finite, what the forward says, or a rank that is
 /// lost.
 pub fn evaluate(ranks: &Communicator, classifier: &Classifier, dataset: &Dataset, tokens: usize) -> Result<Evaluated> {
-    let lengths: Vec<usize> = (0..dataset.len()).map(|i| dataset.length(i)).collect();
-    let batches = sampler::sorted_batches(&lengths, tokens);
     let mut seen: Vec<(usize, u32, f64)> = Vec::new(); // example, prediction, loss
-    for batch in batches.iter().skip(ranks.rank()).step_by(ranks.world_size()) {
-        let examples: Vec<_> = batch.iter().map(|&i| dataset.example(i)).collect();
-        for (&i, logits) in batch.iter().zip(classifier.logits(&examples)?) {
+    for batch in batches(dataset, tokens).iter().skip(ranks.rank()).step_by(ranks.world_size()) {
+        for (&i, logits) in batch.iter().zip(batch_logits(classifier, dataset, batch)?) {
             let label = dataset.label(i).with_context(|| format!("example {i} has no label"))?;
             let predicted = metrics::argmax(&logits).with_context(|| format!("logits of example {i}"))?;
             seen.push((i, predicted, metrics::cross_entropy(&logits, label)));
@@ -44,10 +41,33 @@ pub fn evaluate(ranks: &Communicator, classifier: &Classifier, dataset: &Dataset
     let mut seen = ranks.all_gather(&seen)?.concat();
     seen.sort_unstable_by_key(|(i, ..)| *i);
     ensure!(seen.iter().map(|(i, ..)| *i).eq(0..dataset.len()), "the ranks did not see every example once");
-    let truth = (0..dataset.len()).map(|i| dataset.label(i).with_context(|| format!("example {i} has no label")));
     Ok(Evaluated {
-        truth: truth.collect::<Result<_>>()?,
+        truth: dataset.labels()?,
         predicted: seen.iter().map(|(_, predicted, _)| *predicted).collect(),
         loss: seen.iter().map(|(.., loss)| loss).sum::<f64>() / dataset.len().max(1) as f64,
     })
+}
+
+/// The logits `[labels]` of every example of `dataset`, `tokens` at once, on this process alone.
+///
+/// # Errors
+/// What the forward says.
+pub fn logits(classifier: &Classifier, dataset: &Dataset, tokens: usize) -> Result<Vec<Vec<f32>>> {
+    let mut all = vec![Vec::new(); dataset.len()];
+    for batch in batches(dataset, tokens) {
+        for (&i, logits) in batch.iter().zip(batch_logits(classifier, dataset, &batch)?) {
+            all[i] = logits;
+        }
+    }
+    Ok(all)
+}
+
+fn batches(dataset: &Dataset, tokens: usize) -> Vec<Vec<usize>> {
+    let lengths: Vec<usize> = (0..dataset.len()).map(|i| dataset.length(i)).collect();
+    sampler::sorted_batches(&lengths, tokens)
+}
+
+fn batch_logits(classifier: &Classifier, dataset: &Dataset, batch: &[usize]) -> Result<Vec<Vec<f32>>> {
+    let examples: Vec<_> = batch.iter().map(|&i| dataset.example(i)).collect();
+    classifier.logits(&examples)
 }

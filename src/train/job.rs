@@ -1,15 +1,17 @@
 //! One model's way from its origin to a folder that transformers loads.
 
 use std::fs;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
-use super::{Checkpoints, Outcome, Output, Signals, Trainer, evaluate, place};
+use super::{Checkpoints, Outcome, Output, Signals, Trainer, logits, place};
 use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Encoding, Part, Snapshot, Tokenizer};
 use crate::dist::Communicator;
+use crate::metrics::{Temperature, judge};
 use crate::pretrained::{self, Classifier};
 use crate::progress::Progress;
 use crate::store::{self, ModelDir};
@@ -104,25 +106,33 @@ impl Job<'_> {
             Ok(Output { checkpoints: checkpoints(files), log: MetricsLog::open(&files.metrics_jsonl())? })
         };
         let output = self.files.map(output).transpose()?;
+        // What an earlier process took for the first steps, this one does not know.
+        let from_start =
+            self.files.map_or(Ok(true), |files| checkpoints(files).steps().map(|steps| steps.is_empty()))?;
         let (parts, objective) = ((&train, &validation), self.config.objective);
         let bucket_bytes = self.config.distributed.bucket_mb as usize * 1_000_000;
         let mut trainer = Trainer::new(ranks, &classifier, parts, settings, objective, bucket_bytes, output)?;
         trainer.fit_memory(|message| self.say(message))?;
         let label = format!("train {}", self.model.name);
         let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
+        let started = Instant::now();
         let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
+        let seconds = from_start.then(|| started.elapsed().as_secs_f64());
         progress.finish();
         let (Outcome::Finished(best), Some(files)) = (&outcome, self.files) else { return Ok(outcome) };
         let tokens = trainer.micro_batch_tokens();
         drop(trainer); // its moments make room for the best weights on their way
 
         classifier.load_weights(&checkpoints(files).path(best.step).join("model.safetensors"))?;
+        let (truth, logits) = (validation.labels()?, logits(&classifier, &validation, tokens)?);
+        let fitted = Temperature::fit(&truth, &logits);
+        let (_, mut statistics) = judge(self.snapshot.labels(), &truth, &logits, Some(fitted.temperature))?;
+        statistics.training_seconds = seconds;
         let staged = store::stage(&files.model())?;
         classifier.save(staged.path())?;
         tokenizer.save(staged.path())?;
+        store::write_json(&staged.path().join("calibration.json"), &fitted)?;
         store::publish(staged, &files.model())?;
-        let statistics =
-            evaluate(&Communicator::solo()?, &classifier, &validation, tokens)?.statistics(self.snapshot.labels());
         report::curves(&files.metrics_jsonl(), &files.curves_png())?;
         store::write_json(&files.statistics_json(), &statistics)?; // last: it says that training is done
         Ok(outcome)

@@ -36,7 +36,7 @@ mod trainer;
 
 pub use checkpoint::{Best, Checkpoints, State};
 pub use device::{on_gpus, place};
-pub use evaluate::{Evaluated, evaluate};
+pub use evaluate::{Evaluated, evaluate, logits};
 pub use gate::gradient_coverage;
 pub use job::{Job, Start};
 pub use loss::class_weights;
