@@ -9,3 +9,4 @@ mod parity;
 mod pipeline;
 mod resume;
 mod support;
+mod trackers;

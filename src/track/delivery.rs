@@ -18,6 +18,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A server that failed is tried again after this, then after twice as long, up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long a run's end waits for a server that has never answered, of what it waits for any.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes of a file that are told at once at most; more than any line.
 const CHUNK: u64 = 4 << 20;
 
@@ -30,7 +32,7 @@ pub(super) struct Delivery {
 
 enum Message {
     Follow(Box<Route>),
-    Finish(Instant),
+    Finish(Duration),
 }
 
 /// One model's file and a server that is told what stands in it.
@@ -77,7 +79,7 @@ impl Delivery {
 
     /// Delivers what is left, for so long at most, and says what is not delivered then, and why.
     pub fn finish(self, limit: Duration) -> Vec<String> {
-        let sent = self.messages.send(Message::Finish(Instant::now() + limit));
+        let sent = self.messages.send(Message::Finish(limit));
         match sent.map(|()| self.undelivered.recv_timeout(limit + INTERVAL)) {
             Ok(Ok(undelivered)) => undelivered,
             // The thread waits for an answer, or has panicked and said so.
@@ -96,8 +98,8 @@ fn run(inbox: &Receiver<Message>, outbox: &Sender<Vec<String>>) {
         let wait = if deadline.is_some() { INTERVAL / 10 } else { INTERVAL };
         match inbox.recv_timeout(wait) {
             Ok(Message::Follow(route)) => routes.push(*route),
-            Ok(Message::Finish(by)) => {
-                deadline = Some(by);
+            Ok(Message::Finish(limit)) => {
+                deadline = Some((Instant::now() + limit.min(PATIENCE), Instant::now() + limit));
                 routes.iter_mut().for_each(|route| (route.next, route.wait) = (Instant::now(), FIRST_WAIT));
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -105,9 +107,8 @@ fn run(inbox: &Receiver<Message>, outbox: &Sender<Vec<String>>) {
             Err(RecvTimeoutError::Disconnected) => {}
         }
         routes.iter_mut().for_each(Route::deliver);
-        let Some(by) = deadline else { continue };
-        // A server that never answered is not waited for.
-        let hopeless = |route: &Route| !route.reached || Instant::now() >= by;
+        let Some((unreached, reached)) = deadline else { continue };
+        let hopeless = |route: &Route| Instant::now() >= if route.reached { reached } else { unreached };
         if routes.iter().all(|route| route.error.is_none() || hopeless(route)) {
             let _ = outbox.send(routes.iter().filter_map(Route::undelivered).collect());
             return;
