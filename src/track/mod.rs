@@ -258,3 +258,42 @@ fn resolved(config: &Config, model: &config::Model) -> Result<serde_json::Value>
     let (objective, distributed, export, infer) = (*objective, *distributed, *export, *infer);
     Ok(serde_json::to_value(Resolved { objective, data, model, distributed, export, infer })?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_goes_before_the_environment() {
+        let environment = |name: &str| {
+            let value = match name {
+                "WANDB_MODE" => "offline",
+                "WANDB_PROJECT" => "theirs",
+                "WANDB_ENTITY" => "team",
+                "MLFLOW_TRACKING_URI" => "https://host/mlflow/",
+                "MLFLOW_EXPERIMENT_NAME" => "",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        let file =
+            |project: Option<&str>, mode| Some(config::Wandb { project: project.map(Into::into), entity: None, mode });
+        let mlflow = |uri: Option<&str>| Some(config::Mlflow { uri: uri.map(Into::into), experiment: None });
+        let plan = |wandb, mlflow| Plan::new(&Track { tensorboard: false, wandb, mlflow }, environment).unwrap();
+
+        let Plan { wandb: Some(wandb), mlflow: Some(server), .. } = plan(file(None, None), mlflow(None)) else {
+            panic!("both are asked for")
+        };
+        assert_eq!((wandb.project.as_deref(), wandb.entity.as_deref()), (Some("theirs"), Some("team")));
+        assert_eq!((server.uri.as_str(), server.experiment), ("https://host/mlflow", None), "an empty one is none");
+
+        let Plan { wandb: Some(wandb), mlflow: Some(server), .. } =
+            plan(file(Some("ours"), None), mlflow(Some("http://ours")))
+        else {
+            panic!("both are asked for")
+        };
+        assert_eq!((wandb.project.as_deref(), server.uri.as_str()), (Some("ours"), "http://ours"));
+        assert!(plan(file(None, Some(WandbMode::Disabled)), None).wandb.is_none());
+        assert!(plan(None, None).mlflow.is_none(), "a variable alone asks for nothing");
+    }
+}
