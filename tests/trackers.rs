@@ -1,5 +1,5 @@
-//! Trackers, seen from outside: by TensorBoard's and W&B's own readers, on a real MLflow server, and on
-//! servers that fail.
+//! Trackers, seen from outside: by TensorBoard's own reader and W&B's own client, on a real MLflow server,
+//! and on servers that fail.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -140,14 +140,14 @@ fn a_killed_run_is_told_once_to_all_trackers() {
     assert_eq!(events(&file, "start").len(), 2);
     assert_eq!(events(&file, "end")[0]["status"], "finished");
 
-    let read = Command::new(&python)
-        .arg(repository("tests/python/read_trackers.py"))
-        .arg(model_dir(&file))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .unwrap();
-    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
-    let read: Value = serde_json::from_slice(&read.stdout).unwrap();
+    let script = |name: &str, path: &Path| -> Value {
+        let mut command = Command::new(&python);
+        command.arg(repository("tests/python").join(name)).arg(path).env("PYTHONDONTWRITEBYTECODE", "1");
+        let output = quiet(command).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let read = script("read_trackers.py", &model_dir(&file));
 
     let scalars = &read["tensorboard"]["scalars"];
     assert_eq!(steps_of(&scalars["train/loss"], |point| &point[0]), all);
@@ -175,6 +175,17 @@ fn a_killed_run_is_told_once_to_all_trackers() {
     assert_eq!(wandb["exit"], 0);
     let numbers = wandb["numbers"].as_array().unwrap();
     assert!(numbers.iter().map(|number| number.as_u64().unwrap()).eq(1..=numbers.len() as u64));
+
+    let offline_run = fs::read_dir(model_dir(&file).join("wandb")).unwrap().next().unwrap().unwrap().path();
+    let synced = script("sync_wandb.py", &offline_run);
+    let of = |key: &str| synced["run"][key].as_str().unwrap();
+    assert_eq!(
+        [of("project"), of("entity"), of("groupName"), of("displayName"), of("jobType")],
+        ["killed", "team", "1", "tiny", "training"]
+    );
+    assert_eq!(steps_of(&synced["history"], |row| &row["_step"]), all);
+    assert_eq!(synced["summary"]["test/macro_f1"], test["test_macro_f1"]);
+    assert_eq!(synced["exitcode"], 0);
 
     let [run] = &server.runs("killed")[..] else { panic!("one run on the server") };
     let id = run["info"]["run_id"].as_str().unwrap();

@@ -1,4 +1,5 @@
-"""usage: read_trackers.py DIR: what TensorBoard and W&B read in a model's folder of a run, by their own packages.
+"""usage: read_trackers.py DIR: what a model's folder of a run holds for TensorBoard, by its own reader, and for W&B, by
+its own protobuf.
 
 Prints one JSON object. tensorboard: `scalars` (tag -> list of [step, value, wall time]) and `config` (the texts).
 wandb (null where there is none): `run` (the fields and the config), `history` (the rows), `summary`, `exit` (the code,
@@ -6,7 +7,9 @@ or null) and `numbers` (those of the records).
 """
 
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
@@ -26,18 +29,34 @@ def tensorboard():
     }
 
 
+def records(data):
+    """The records of LevelDB's log format; W&B's own reader is in Go, and `wandb sync` tries it in sync_wandb.py."""
+    assert data[:7] == struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+    at, record = 7, b""
+    while at < len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        crc, length, kind = struct.unpack_from("<IHB", data, at)
+        piece = data[at + 7 : at + 7 + length]
+        assert zlib.crc32(bytes([kind]) + piece) == crc and len(piece) == length
+        at += 7 + length
+        record = piece if kind in (1, 2) else record + piece
+        if kind in (1, 4):
+            yield record
+
+
 def wandb():
     files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     if not files:
         return None
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+
     (file,) = files
-    store = DataStore()
-    store.open_for_scan(str(file))
     values = lambda items: {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
     run, history, summary, code, numbers = None, [], {}, None, []
-    while (data := store.scan_data()) is not None:
+    for data in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         numbers.append(record.num)
