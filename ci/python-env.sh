@@ -5,6 +5,8 @@
 # It lies in ${KILN_CACHE:-~/.cache/kiln}/python. The stamp in it is written last and holds the
 # hash of what was asked for: an interrupted install, or another list, is made anew.
 # KILN_BASE_PYTHON names the interpreter to start from (default python3).
+# With the argument `trackers`: the one that the trackers' tests need, in python-trackers beside it. It
+# sees all packages of the first and has requirements-trackers.txt on top.
 set -euo pipefail
 exec 3>&1 1>&2
 
@@ -47,5 +49,21 @@ torch.ones(2) @ torch.ones(2)
 PYTHON
     echo "$want" > "$stamp"
     say "ready: $(du -sh "$venv" | cut -f1) in ${SECONDS} s"
+fi
+if [ "${1-}" = trackers ]; then
+    below=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    venv=$cache/python-trackers stamp=$cache/python-trackers/kiln-stamp
+    want=$(cat <(echo "$want") "$here/requirements-trackers.txt" | sha256sum | cut -d' ' -f1)
+    if [ "$(cat "$stamp" 2> /dev/null)" != "$want" ] || ! "$venv/bin/python" -c '' 2> /dev/null; then
+        say "making $venv (about 0.1 GB to download, once)"
+        rm -rf "$venv"
+        "$base" -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r "$here/requirements-trackers.txt"
+        echo "$below" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kiln-python.pth"
+        # The server's modules are compiled here, not in a test that waits for it.
+        env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c 'import mlflow.server.fastapi_app, tensorboard, wandb' > /dev/null
+        echo "$want" > "$stamp"
+        say "ready: $(du -sh "$venv" | cut -f1) in ${SECONDS} s"
+    fi
 fi
 echo "$venv/bin/python" >&3

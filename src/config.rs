@@ -11,6 +11,7 @@ mod resolve;
 mod table;
 #[cfg(test)]
 mod tests;
+mod track;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use load::hex;
 pub use load::{Overrides, QUICKSTART, ROOT, available_memory, available_threads};
 pub use problem::ConfigError;
+pub use track::{Mlflow, Track, Wandb, WandbMode};
 
 /// One experiment: what is trained, on what, and how it is judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +45,9 @@ pub struct Config {
     pub export: Export,
     /// How exported models are run.
     pub infer: Infer,
+    /// Who hears of a training.
+    #[serde(default)] // as above
+    pub track: Track,
     /// The experiment file as given, for the run's experiment.toml, with `--set` options as
     /// comments. Empty in a configuration read back from a run.
     #[serde(skip)]

@@ -16,7 +16,7 @@
 //! 7. [`report::compare`] puts models that were tested on the same rows side by side.
 //!
 //! [`dist`] makes many processes train one model. Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,
-//! [`track`] the events of a training, [`report`] tables and pictures made from a run's files alone,
+//! [`track`] the events of a training and who hears of them, [`report`] tables and pictures made from a run's files alone,
 //! [`cli`] and [`commands`] the verbs, [`mod@error`] whose fault an error is. Arrows point down only:
 //! commands → train, export, infer, report → data, dist, metrics, track, store → config.
 #![warn(missing_docs)]

@@ -27,9 +27,18 @@ pub fn kiln() -> std::process::Command {
 
 /// The Python of ci/python-env.sh, or `None` after saying aloud that the test is skipped.
 pub fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("KILN_PYTHON").map(PathBuf::from);
+    named("KILN_PYTHON", "ci/python-env.sh")
+}
+
+/// The Python of `ci/python-env.sh trackers`, or `None` after saying aloud that the test is skipped.
+pub fn trackers_python() -> Option<PathBuf> {
+    named("KILN_TRACKERS_PYTHON", "ci/python-env.sh trackers")
+}
+
+fn named(variable: &str, script: &str) -> Option<PathBuf> {
+    let python = std::env::var_os(variable).map(PathBuf::from);
     if python.is_none() {
-        skipped("KILN_PYTHON is not set; ci/python-env.sh prints it");
+        skipped(&format!("{variable} is not set; {script} prints it"));
     }
     python
 }

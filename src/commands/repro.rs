@@ -16,7 +16,7 @@ use crate::data::{self, Snapshot};
 use crate::dist::Communicator;
 use crate::error::say;
 use crate::store::{self, Experiment, ModelDir, Pins, RunDir};
-use crate::track::{self, Event};
+use crate::track::{self, Event, Plan, Tracking};
 use crate::train::{Job, Outcome, Signals};
 use crate::{hub, user_error};
 
@@ -119,12 +119,14 @@ fn lead(
     }
 
     let again = Experiment::new(root, &config.name).run(run.run_num());
+    let plan = Plan::default(); // metrics.jsonl alone
+    let tracking = Tracking::new(&plan, config, &again);
     for (index, model) in config.models.iter().enumerate() {
         let (then, files) = (run.model(&model.name), again.model(&model.name));
         let dir = std::path::absolute(snapshot.dir())?;
         ranks.from_main(Some(&Task::Train(index, snapshot.hash().into(), dir)))?;
         ranks.in_turn(|| Ok(()))?;
-        let job = Job { config, model, snapshot: &snapshot, files: Some(&files), quiet: options.quiet };
+        let job = Job { config, model, snapshot: &snapshot, files: Some((&files, &tracking)), quiet: options.quiet };
         if let Outcome::Interrupted(signal, _) = job.train(ranks, signals, |_| Ok(()))? {
             return Ok(ExitCode::from(signal.exit_code()));
         }
@@ -185,13 +187,18 @@ impl Again {
     }
 }
 
-/// The first event in which two logs differ, but for how fast it was.
+/// The first step or evaluation in which two logs differ, but for when it was and how fast.
 fn first_difference(then: &[Event], now: &[Event]) -> Result<Option<Difference>> {
     let flat = |event: &Event| -> Result<Map<String, Value>> {
         let mut flat: Map<String, Value> = serde_json::from_value(serde_json::to_value(event)?)?;
-        flat.remove("tokens_per_second");
+        flat.retain(|key, _| !["time", "tokens_per_second"].contains(&key.as_str()));
         Ok(flat)
     };
+    let computed = |events: &[Event]| -> Vec<Event> {
+        let computed = events.iter().filter(|event| matches!(event, Event::Step(_) | Event::Evaluation(_)));
+        computed.cloned().collect()
+    };
+    let (then, now) = (computed(then), computed(now));
     for i in 0..then.len().max(now.len()) {
         let pair = [then.get(i), now.get(i)].map(|event| event.map(flat).transpose());
         let [then, now] = pair;
@@ -220,7 +227,15 @@ mod tests {
     #[test]
     fn the_first_difference_is_that_of_what_was_computed() {
         let step = |step, train_loss, tokens_per_second| {
-            Event::Step(Step { step, epoch: 1.0, train_loss, learning_rate: 0.1, grad_norm: 2.0, tokens_per_second })
+            Event::Step(Step {
+                step,
+                time: tokens_per_second,
+                epoch: 1.0,
+                train_loss,
+                learning_rate: 0.1,
+                grad_norm: 2.0,
+                tokens_per_second,
+            })
         };
         let then = [step(1, 0.5, 10.0), step(2, 0.25, 10.0)];
         let what = |now: &[Event]| first_difference(&then, now).unwrap().map(|d| (d.step, d.what));

@@ -15,6 +15,7 @@ use crate::export::{export_model, quantize_model};
 use crate::hub;
 use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
+use crate::track::{Plan, Tracking};
 use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
 
 /// Prepares, trains, exports with a certificate, tests, and prints the table.
@@ -44,6 +45,7 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
         return followed.inspect_err(|error| ranks.abort(&format!("{error:#}")));
     }
     check::check(&config, args.data.as_deref())?;
+    let plan = Plan::new(&config.track, |name| std::env::var(name).ok())?;
     let runtime = match args.stop_after {
         Some(Stage::Prepare | Stage::Train) => None,
         None | Some(Stage::Export) => Some(runtime::ensure(options.offline)?), // now, not after an hour of training
@@ -51,14 +53,14 @@ pub fn run(args: &Train, options: &Options) -> Result<ExitCode> {
     let ranks = ranks::join(world, &config)?;
     // lock.json says how many made it, whoever started them.
     config.distributed.nproc_per_node = Processes::Count(ranks.world_size());
-    lead(args, options, &config, runtime, &ranks).inspect_err(|error| ranks.abort(&format!("{error:#}")))
+    lead(args, options, (&config, &plan), runtime, &ranks).inspect_err(|error| ranks.abort(&format!("{error:#}")))
 }
 
 /// The main process's part.
 fn lead(
     args: &Train,
     options: &Options,
-    config: &Config,
+    (config, plan): (&Config, &Plan),
     runtime: Option<&Runtime>,
     ranks: &Communicator,
 ) -> Result<ExitCode> {
@@ -81,20 +83,26 @@ fn lead(
     if let Some(runtime) = runtime {
         options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
     }
-    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, options, ranks };
+    let tracking = Tracking::new(plan, config, &run);
+    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, tracking: &tracking, options, ranks };
     pipeline.announce(resumed)?;
-    match pipeline.go(runtime, args.stop_after) {
-        Ok(None) => {
-            run.finish(if args.stop_after.is_some() { Status::Stopped } else { Status::Finished })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Ok(Some(signal)) => {
-            run.finish(Status::Interrupted)?;
-            Ok(ExitCode::from(signal.exit_code()))
+    let ended = pipeline.go(runtime, args.stop_after);
+    let status = match &ended {
+        Ok(None) if args.stop_after.is_some() => Status::Stopped,
+        Ok(None) => Status::Finished,
+        Ok(Some(_)) => Status::Interrupted,
+        Err(_) => Status::Failed,
+    };
+    let said = run.finish(status);
+    tracking.end(status);
+    match ended {
+        Ok(signal) => {
+            said?;
+            Ok(signal.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(signal.exit_code())))
         }
         Err(error) => {
             // What stopped the run is the news; that run.json could not say so is not.
-            run.finish(Status::Failed).unwrap_or_else(|unsaid| say(format_args!("warning: {unsaid:#}")));
+            said.unwrap_or_else(|unsaid| say(format_args!("warning: {unsaid:#}")));
             Err(error)
         }
     }
@@ -105,6 +113,7 @@ struct Pipeline<'a> {
     config: &'a Config,
     snapshot: &'a Snapshot,
     run: &'a Run,
+    tracking: &'a Tracking<'a>,
     options: &'a Options,
     ranks: &'a Communicator,
 }
@@ -173,7 +182,7 @@ impl Pipeline<'_> {
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
-        let job = Job { config, model, snapshot, files: Some(files), quiet };
+        let job = Job { config, model, snapshot, files: Some((files, self.tracking)), quiet };
         let outcome = job.train(self.ranks, signals, |evaluation| {
             let line = if self.options.json { serde_json::to_string(evaluation)? } else { evaluation.to_string() };
             super::print(&line)

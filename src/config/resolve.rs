@@ -8,7 +8,7 @@ use super::table::{Bounds, Field, Table};
 use super::{
     ClassWeights, Config, Data, Device, Distributed, Dtype, Duration, Export, Format, Goal, Infer, Interval, Metric,
     Model, Objective, Origin, Processes, Quantize, ROOT, RunNum, Schedule, Source, Split, Train, Warmup,
-    available_threads,
+    available_threads, track,
 };
 
 const ANY: i64 = i64::MAX;
@@ -68,6 +68,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
         max_tokens: infer_table.integer("max_tokens", 1..=ANY, 4096) as usize,
     };
     infer_table.finish();
+    let track = track::track(root.table("track"));
 
     Some(Config {
         name: name?,
@@ -79,6 +80,7 @@ pub(super) fn config(root: &Table<'_>) -> Option<Config> {
         distributed,
         export,
         infer,
+        track,
         text: String::new(),
         sets: Vec::new(),
     })

@@ -34,7 +34,16 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
     ),
     ("nam = 1\n<HEAD><MODEL>", &[], &["1:1: unknown key `nam`: did you mean `name`?"]),
     ("<HEAD><MODEL>[trian]\nepochs = 1", &[], &["7:2: unknown key `trian`: did you mean `train`?"]),
-    ("<HEAD><MODEL>[track]\ntensorboard = true", &[], &["7:2: unknown key `track`"]),
+    ("<HEAD><MODEL>[tune]\nmax_jobs = 2", &[], &["7:2: unknown key `tune`"]),
+    (
+        "<HEAD><MODEL>[track]\ntensorbord = true\nwandb = { projekt = \"x\" }\nmlflow = { url = \"http://a\" }",
+        &[],
+        &[
+            "8:1: unknown key `track.tensorbord`: did you mean `tensorboard`?",
+            "9:11: unknown key `track.wandb.projekt`: did you mean `project`?",
+            "10:12: unknown key `track.mlflow.url`: did you mean `uri`?",
+        ],
+    ),
     ("<HEAD><MODEL>\texport = 1", &[], &["7:2: unknown key `model.0.export`"]),
     (
         "<HEAD><MODEL>train = { adam-beta1 = 1 }",
@@ -145,6 +154,25 @@ const BAD: &[(&str, &[&str], &[&str])] = &[
         &[
             "8:12: `export.quantize` is \"int4\": needs \"none\" or \"int8\"; did you mean \"int8\"?",
             "9:1: unknown key `export.quantise`: did you mean `quantize`?",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[track]\ntensorboard = \"yes\"\nwandb = true\nmlflow = { uri = \"sqlite:///m.db\", experiment = 1 }",
+        &[],
+        &[
+            "8:15: `track.tensorboard` is \"yes\": needs true or false",
+            "9:9: `track.wandb` is true: needs a table",
+            "10:18: `track.mlflow.uri` is \"sqlite:///m.db\": needs a server's address, as \"http://host:5000\", with no user or password in it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are for them",
+            "10:49: `track.mlflow.experiment` is 1: needs a string",
+        ],
+    ),
+    (
+        "<HEAD><MODEL>[track]\nwandb = { project = 1, entity = \"\", mode = \"of\" }",
+        &[],
+        &[
+            "8:21: `track.wandb.project` is 1: needs a string",
+            "8:33: `track.wandb.entity` is \"\": needs a string",
+            "8:44: `track.wandb.mode` is \"of\": needs \"online\", \"offline\" or \"disabled\"",
         ],
     ),
     ("<HEAD><MODEL>[export]\nquantize = 8", &[], &["8:12: `export.quantize` is 8: needs \"none\" or \"int8\""]),
@@ -346,6 +374,7 @@ fn what_is_left_out_has_its_default() {
         distributed: Distributed::default(),
         export: Export { opset: 12, quantize: Quantize::None },
         infer: Infer { workers: threads, max_tokens: 4096 },
+        track: Track { tensorboard: true, wandb: None, mlflow: None },
         text: format!("{HEAD}{MODEL}"),
         sets: Vec::new(),
     };
@@ -430,7 +459,13 @@ fn the_hash_is_of_what_decides_the_models() {
     {
         assert_ne!(hash(&[other]), hash(&[]), "{other}");
     }
-    for same in ["train.device=cpu", "train.distributed.bucket_mb=1", "train.micro_batch_tokens=4096"] {
+    for same in [
+        "train.device=cpu",
+        "train.distributed.bucket_mb=1",
+        "train.micro_batch_tokens=4096",
+        "track.tensorboard=false",
+        "track.mlflow.uri=\"http://a\"",
+    ] {
         assert_eq!(hash(&[same]), hash(&[]), "{same}");
     }
     for other in ["train.dtype=bf16", "train.deterministic=true"] {

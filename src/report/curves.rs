@@ -28,6 +28,7 @@ pub fn curves(metrics: &Path, png: &Path) -> Result<()> {
         match event {
             Event::Step(step) => steps.push(step),
             Event::Evaluation(evaluation) => evaluations.push(evaluation),
+            Event::Start(_) | Event::Test(_) | Event::End(_) => {}
         }
     }
     if steps.is_empty() && evaluations.is_empty() {

@@ -1,282 +1,300 @@
-//! What happens in a training, as typed events: one JSON object a line in `metrics.jsonl`.
+//! Who hears of a training: typed [`Event`]s go to `metrics.jsonl` in the model's folder of the run, and
+//! from there to TensorBoard, Weights & Biases and MLflow.
 //!
-//! The file grows while the training runs and holds whole records only: a line that a killed
-//! process left unfinished is never read, and [`MetricsLog::cut_back`] takes it away on resume.
+//! What is a file is written as it happens, and on resume cut back to the checkpoint's step. What is a
+//! server follows `metrics.jsonl` on a thread of its own. A tracker that fails says so once, and the
+//! training goes on; only `metrics.jsonl` itself has to be written. A tracker is one file here and one line
+//! in [`Tracking::tracker`].
 
-use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+mod delivery;
+mod event;
+mod log;
+mod mlflow;
+mod records;
+mod tensorboard;
+mod wandb;
+mod wandb_proto;
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Deserializer, Serialize};
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashSet;
+use std::time::Duration;
 
-use crate::store;
+use anyhow::Result;
+use serde::Serialize;
 
-/// One line of `metrics.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    /// Some optimizer steps were made.
-    Step(Step),
-    /// The model was evaluated on the validation part.
-    Evaluation(Evaluation),
+pub use event::{End, Evaluation, Event, Start, Step, Test, now};
+pub use log::read;
+
+use self::delivery::{Delivery, Route};
+use self::log::MetricsLog;
+use self::mlflow::Mlflow;
+use self::tensorboard::TensorBoard;
+use self::wandb::Wandb;
+use crate::config::{self, Config, Track, WandbMode};
+use crate::error::say;
+use crate::metrics::Statistics;
+use crate::store::{ModelDir, RunDir, Status, read_json};
+use crate::user_error;
+
+/// How long a run's end waits for servers.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// A file that is told of a training as it goes on.
+trait Sink {
+    /// Opens it and drops what is after `step`, and how the run ended: that is told again.
+    fn cut_back(&mut self, step: u64) -> Result<()>;
+
+    /// Tells it of an event. What it cuts back later is told by whole records.
+    fn append(&mut self, event: &Event) -> Result<()>;
 }
 
-/// Where the training stands after some optimizer steps.
-///
-/// A value that is not finite is `null` in the file and NaN where it is read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Step {
-    /// Optimizer steps made so far.
-    pub step: u64,
-    /// Passes over the training part so far.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub epoch: f64,
-    /// Mean loss of the examples since the last such event.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub train_loss: f64,
-    /// Learning rate of the last step.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub learning_rate: f64,
-    /// Global norm of the last step's gradient, before clipping.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub grad_norm: f64,
-    /// Tokens a second since the last such event.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub tokens_per_second: f64,
+/// The trackers that are asked for, with what the environment says of them; none by default.
+#[derive(Default)]
+pub struct Plan {
+    tensorboard: bool,
+    wandb: Option<wandb::Settings>,
+    mlflow: Option<mlflow::Settings>,
 }
 
-/// What an evaluation on the validation part found.
-///
-/// Its `Display` is the line that `kiln train` prints for it. A value that is not finite is `null`
-/// in the file and NaN where it is read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Optimizer steps made so far.
-    pub step: u64,
-    /// Passes over the training part so far.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub epoch: f64,
-    /// Mean loss of the training examples since the last evaluation.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub train_loss: f64,
-    /// Mean loss of the validation part.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub validation_loss: f64,
-    /// Share of right predictions.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub validation_accuracy: f64,
-    /// Mean of the labels' F1.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub validation_macro_f1: f64,
-    /// F1 over all decisions together.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub validation_micro_f1: f64,
-    /// Mean of the labels' F1, weighted by their rows.
-    #[serde(deserialize_with = "nan_from_null")]
-    pub validation_weighted_f1: f64,
-    /// No earlier evaluation was better by the run's objective.
-    pub best: bool,
-}
-
-impl fmt::Display for Evaluation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let epoch = (self.epoch * 100.0).round() / 100.0; // 0.52, and 2 instead of 2.00
-        write!(
-            f,
-            "epoch={epoch} step={} train_loss={:.4} validation_loss={:.4} validation_macro_f1={:.4} \
-             validation_accuracy={:.4} validation_micro_f1={:.4} validation_weighted_f1={:.4} best={}",
-            self.step,
-            self.train_loss,
-            self.validation_loss,
-            self.validation_macro_f1,
-            self.validation_accuracy,
-            self.validation_micro_f1,
-            self.validation_weighted_f1,
-            self.best,
-        )
-    }
-}
-
-/// JSON has no NaN and no infinity: serde_json writes `null` for them.
-fn nan_from_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
-}
-
-/// A `metrics.jsonl` that is being written.
-pub struct MetricsLog {
-    path: PathBuf,
-    file: File,
-}
-
-impl MetricsLog {
-    /// Opens the file to append to, and makes it where there is none.
-    ///
-    /// A run that goes on from a checkpoint calls [`cut_back`](Self::cut_back) before it appends.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .with_context(|| format!("cannot open {} to append to it", path.display()))?;
-        let path = path.to_owned();
-        Ok(Self { path, file })
-    }
-
-    /// Appends one event as a whole line, handed to the system before this returns.
-    pub fn append(&mut self, event: &Event) -> Result<()> {
-        let mut line = serde_json::to_vec(event)?;
-        line.push(b'\n');
-        // One write, past any buffer: a reader or a crash sees the line or does not.
-        self.file.write_all(&line).with_context(|| format!("cannot append to {}", self.path.display()))
-    }
-
-    /// Drops the records after `step`, the checkpoint's, and a cut last line, so that the steps
-    /// that are made again are not told twice. The others keep their bytes.
+impl Plan {
+    /// What `[track]` asks for; what it leaves out is in the variables of W&B and MLflow themselves.
     ///
     /// # Errors
-    /// Where a whole line is no record; the file is left as it is.
-    pub fn cut_back(&mut self, step: u64) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Position {
-            step: u64,
-        }
-        let text = read_text(&self.path)?;
-        let mut kept = String::with_capacity(text.len());
-        for (number, line) in whole_lines(&text) {
-            let position: Position = record(&self.path, number, line)?;
-            if position.step <= step {
-                kept.push_str(line);
-                kept.push('\n');
-            }
-        }
-        if kept != text {
-            store::write_bytes(&self.path, kept.as_bytes())?;
-            *self = Self::open(&self.path)?; // the old handle still writes to the replaced file
-        }
-        Ok(())
+    /// The user's: something is in neither, or cannot be had.
+    pub fn new(track: &Track, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let wandb = track.wandb.as_ref().map(|wandb| plan_wandb(wandb, variable)).transpose()?.flatten();
+        let mlflow = track.mlflow.as_ref().map(|mlflow| plan_mlflow(mlflow, variable)).transpose()?;
+        Ok(Self { tensorboard: track.tensorboard, wandb, mlflow })
     }
 }
 
-/// Reads a `metrics.jsonl`, also one that is being written.
-///
-/// # Errors
-/// Where the file cannot be read, or a whole line is no record: the error names it.
-pub fn read(path: &Path) -> Result<Vec<Event>> {
-    let text = read_text(path)?;
-    whole_lines(&text).map(|(number, line)| record(path, number, line)).collect()
+fn plan_wandb(wandb: &config::Wandb, variable: impl Fn(&str) -> Option<String>) -> Result<Option<wandb::Settings>> {
+    let mode = match (wandb.mode, variable("WANDB_MODE")) {
+        (Some(mode), _) => mode,
+        (None, None) => WandbMode::Online,
+        (None, Some(name)) => match WandbMode::NAMES.iter().find(|(known, _)| *known == name) {
+            Some((_, mode)) => *mode,
+            None => return Err(user_error!("WANDB_MODE is {name:?}: needs online, offline or disabled")),
+        },
+    };
+    match mode {
+        WandbMode::Disabled => Ok(None),
+        WandbMode::Offline => Ok(Some(wandb::Settings {
+            project: wandb.project.clone().or_else(|| variable("WANDB_PROJECT")),
+            entity: wandb.entity.clone().or_else(|| variable("WANDB_ENTITY")),
+        })),
+        WandbMode::Online => Err(user_error!(
+            "track.wandb: kiln writes runs for W&B and does not upload them itself; set WANDB_MODE=offline or \
+             track.wandb.mode = \"offline\", and upload them with `wandb sync`"
+        )),
+    }
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    // Broken bytes are no reason to lose the rest: the line that holds them is refused by number.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The lines that end in a newline, with their numbers from 1.
-fn whole_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    (1..).zip(whole.lines())
-}
-
-fn record<'a, T: Deserialize<'a>>(path: &Path, number: usize, line: &'a str) -> Result<T> {
-    serde_json::from_str(line).with_context(|| {
-        let start: String = line.chars().take(80).collect();
-        format!("{} line {number} is no event: `{start}`; take the line out to go on without it", path.display())
+fn plan_mlflow(mlflow: &config::Mlflow, variable: impl Fn(&str) -> Option<String>) -> Result<mlflow::Settings> {
+    let uri = mlflow.uri.clone().or_else(|| variable("MLFLOW_TRACKING_URI")).ok_or_else(|| {
+        user_error!("track.mlflow names no server: set track.mlflow.uri or MLFLOW_TRACKING_URI to its address")
+    })?;
+    if !config::Mlflow::is_server(&uri) {
+        return Err(user_error!("MLFLOW_TRACKING_URI: needs {}", config::Mlflow::URI));
+    }
+    let user = variable("MLFLOW_TRACKING_USERNAME").zip(variable("MLFLOW_TRACKING_PASSWORD"));
+    Ok(mlflow::Settings {
+        uri: uri.trim_end_matches('/').into(),
+        experiment: mlflow.experiment.clone().or_else(|| variable("MLFLOW_EXPERIMENT_NAME")),
+        authorization: mlflow::Settings::authorization(variable("MLFLOW_TRACKING_TOKEN"), user),
     })
+}
+
+/// The trackers of a run, in its main process.
+pub struct Tracking<'a> {
+    plan: &'a Plan,
+    config: &'a Config,
+    run: &'a RunDir,
+    delivery: OnceCell<Delivery>,
+    /// The models whose metrics.jsonl is followed.
+    followed: RefCell<HashSet<String>>,
+}
+
+/// The trackers of one model's training.
+pub struct Tracker<'a> {
+    tracking: &'a Tracking<'a>,
+    model: &'a config::Model,
+    files: ModelDir,
+    log: MetricsLog,
+    sinks: Vec<(&'static str, Box<dyn Sink>)>,
+}
+
+impl<'a> Tracking<'a> {
+    /// Nothing is written or sent yet.
+    pub fn new(plan: &'a Plan, config: &'a Config, run: &'a RunDir) -> Self {
+        Self { plan, config, run, delivery: OnceCell::new(), followed: RefCell::default() }
+    }
+
+    /// The trackers of a model. They hear nothing before [`Tracker::resume`].
+    ///
+    /// # Errors
+    /// metrics.jsonl cannot be opened.
+    pub fn tracker(&'a self, model: &'a config::Model) -> Result<Tracker<'a>> {
+        let files = self.run.model(&model.name);
+        let mut sinks: Vec<(&'static str, Box<dyn Sink>)> = Vec::new();
+        if self.plan.tensorboard {
+            sinks.push(("TensorBoard", Box::new(TensorBoard::new(files.dir()))));
+        }
+        if let Some(settings) = &self.plan.wandb {
+            sinks.push(("W&B", Box::new(Wandb::new(files.dir(), settings.clone()))));
+        }
+        let log = MetricsLog::open(&files.metrics_jsonl())?;
+        Ok(Tracker { tracking: self, model, files, log, sinks })
+    }
+
+    /// Tells every model's trackers how the run ended, and waits a little for servers to have heard all.
+    /// What fails is said on stderr.
+    pub fn end(mut self, status: Status) {
+        for model in &self.config.models {
+            if self.run.model(&model.name).metrics_jsonl().exists() {
+                let ended = self.tracker(model).and_then(|mut tracker| tracker.end(status));
+                ended.unwrap_or_else(|error| say(format_args!("warning: {}: {error:#}", model.name)));
+            }
+        }
+        if let Some(delivery) = self.delivery.take() {
+            delivery.finish(FLUSH).iter().for_each(|what| say(format_args!("warning: {what}")));
+        }
+    }
+
+    /// Has a server follow a model's metrics.jsonl.
+    fn follow(&self, model: &str, files: &ModelDir) {
+        let Some(settings) = &self.plan.mlflow else { return };
+        if !self.followed.borrow_mut().insert(model.into()) {
+            return;
+        }
+        let server = Mlflow::new(settings.clone(), files.dir().join("mlflow.json"));
+        if self.delivery.get().is_none() {
+            match Delivery::start(server.name()) {
+                Ok(delivery) => drop(self.delivery.set(delivery)),
+                Err(error) => say(format_args!("warning: {error:#}")),
+            }
+        }
+        if let Some(delivery) = self.delivery.get() {
+            let name = format!("{}/{model}", self.run.reference());
+            delivery.follow(Route::new(name, files.metrics_jsonl(), server));
+        }
+    }
+}
+
+impl Tracker<'_> {
+    /// Drops what was told after `step`, the checkpoint's, and tells that the training goes on from there.
+    ///
+    /// # Errors
+    /// metrics.jsonl cannot be read or written, or holds something else.
+    pub fn resume(&mut self, step: u64) -> Result<()> {
+        self.cut_back(step)?;
+        let start = Start {
+            step,
+            time: now(),
+            experiment: self.tracking.config.name.clone(),
+            run_num: self.tracking.run.run_num(),
+            model: self.model.name.clone(),
+            config: resolved(self.tracking.config, self.model)?,
+        };
+        self.append(&Event::Start(start))?;
+        self.tracking.follow(&self.model.name, &self.files);
+        Ok(())
+    }
+
+    /// Tells of an event.
+    ///
+    /// # Errors
+    /// metrics.jsonl cannot be written.
+    pub fn append(&mut self, event: &Event) -> Result<()> {
+        self.log.append(event)?;
+        self.tell(|sink| sink.append(event));
+        Ok(())
+    }
+
+    fn cut_back(&mut self, step: u64) -> Result<()> {
+        self.log.cut_back(step)?;
+        self.tell(|sink| sink.cut_back(step));
+        Ok(())
+    }
+
+    /// One that fails says so and is told no more.
+    fn tell(&mut self, what: impl Fn(&mut dyn Sink) -> Result<()>) {
+        let (model, log) = (&self.model.name, self.files.metrics_jsonl());
+        self.sinks.retain_mut(|(name, sink)| {
+            let told = what(sink.as_mut());
+            if let Err(error) = &told {
+                let log = log.display();
+                say(format_args!("warning: {name} hears no more of {model}: {error:#}; {log} has all"));
+            }
+            told.is_ok()
+        });
+    }
+
+    fn end(&mut self, status: Status) -> Result<()> {
+        let events = read(&self.files.metrics_jsonl())?;
+        let Some(step) = events.iter().map(Event::step).max() else { return Ok(()) };
+        self.cut_back(u64::MAX)?;
+        self.tracking.follow(&self.model.name, &self.files); // it may have been trained by an earlier process
+        let statistics = self.files.test().join("statistics.json");
+        if statistics.is_file() {
+            self.append(&Event::Test(Test::new(step, &read_json::<Statistics>(&statistics)?)))?;
+        }
+        self.append(&Event::End(End { step, time: now(), status }))
+    }
+}
+
+/// What a tracker shows as the configuration: one model's.
+fn resolved(config: &Config, model: &config::Model) -> Result<serde_json::Value> {
+    #[derive(Serialize)]
+    struct Resolved<'a> {
+        objective: config::Objective,
+        data: &'a config::Data,
+        model: &'a config::Model,
+        distributed: config::Distributed,
+        export: config::Export,
+        infer: config::Infer,
+    }
+    let Config { objective, data, distributed, export, infer, .. } = config;
+    let (objective, distributed, export, infer) = (*objective, *distributed, *export, *infer);
+    Ok(serde_json::to_value(Resolved { objective, data, model, distributed, export, infer })?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn step(step: u64) -> Event {
-        Event::Step(Step {
-            step,
-            epoch: 0.1 * step as f64,
-            train_loss: 1.0 / step as f64,
-            learning_rate: 5e-5,
-            grad_norm: 1.5,
-            tokens_per_second: 1234.0,
-        })
-    }
-
-    fn evaluation(step: u64) -> Evaluation {
-        Evaluation {
-            step,
-            epoch: 1.999999,
-            train_loss: 0.1234,
-            validation_loss: 0.21,
-            validation_accuracy: 0.975,
-            validation_macro_f1: 0.973,
-            validation_micro_f1: 0.975,
-            validation_weighted_f1: 0.9742,
-            best: true,
-        }
-    }
-
     #[test]
-    fn an_event_is_one_flat_line() {
-        assert_eq!(
-            serde_json::to_string(&step(2)).unwrap(),
-            r#"{"event":"step","step":2,"epoch":0.2,"train_loss":0.5,"learning_rate":0.00005,"grad_norm":1.5,"tokens_per_second":1234.0}"#
-        );
-        let json = serde_json::to_string(&Event::Evaluation(evaluation(3))).unwrap();
-        assert!(json.starts_with(r#"{"event":"evaluation","step":3,"epoch":1.999999,"train_loss":"#));
-        assert_eq!(
-            evaluation(300).to_string(),
-            "epoch=2 step=300 train_loss=0.1234 validation_loss=0.2100 validation_macro_f1=0.9730 \
-             validation_accuracy=0.9750 validation_micro_f1=0.9750 validation_weighted_f1=0.9742 best=true"
-        );
-    }
+    fn the_file_goes_before_the_environment() {
+        let environment = |name: &str| {
+            let value = match name {
+                "WANDB_MODE" => "offline",
+                "WANDB_PROJECT" => "theirs",
+                "WANDB_ENTITY" => "team",
+                "MLFLOW_TRACKING_URI" => "https://host/mlflow/",
+                "MLFLOW_EXPERIMENT_NAME" => "",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        let file =
+            |project: Option<&str>, mode| Some(config::Wandb { project: project.map(Into::into), entity: None, mode });
+        let mlflow = |uri: Option<&str>| Some(config::Mlflow { uri: uri.map(Into::into), experiment: None });
+        let plan = |wandb, mlflow| Plan::new(&Track { tensorboard: false, wandb, mlflow }, environment).unwrap();
 
-    #[test]
-    fn what_was_appended_is_read_and_nan_survives() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let mut log = MetricsLog::open(&path).unwrap();
-        log.append(&step(1)).unwrap();
-        let Event::Step(mut broken) = step(2) else { unreachable!() };
-        broken.grad_norm = f64::INFINITY;
-        log.append(&Event::Step(broken)).unwrap();
-        drop(log);
-        let mut log = MetricsLog::open(&path).unwrap();
-        log.append(&Event::Evaluation(evaluation(2))).unwrap();
-        let events = read(&path).unwrap();
-        assert_eq!((&events[0], &events[2]), (&step(1), &Event::Evaluation(evaluation(2))));
-        assert!(matches!(&events[1], Event::Step(s) if s.grad_norm.is_nan() && s.step == 2));
-    }
+        let Plan { wandb: Some(wandb), mlflow: Some(server), .. } = plan(file(None, None), mlflow(None)) else {
+            panic!("both are asked for")
+        };
+        assert_eq!((wandb.project.as_deref(), wandb.entity.as_deref()), (Some("theirs"), Some("team")));
+        assert_eq!((server.uri.as_str(), server.experiment), ("https://host/mlflow", None), "an empty one is none");
 
-    #[test]
-    fn cut_back_leaves_what_the_checkpoint_knows() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let mut log = MetricsLog::open(&path).unwrap();
-        for i in 1..=4 {
-            log.append(&step(i)).unwrap();
-        }
-        log.append(&Event::Evaluation(evaluation(4))).unwrap();
-        fs::write(&path, fs::read_to_string(&path).unwrap() + r#"{"event":"st"#).unwrap();
-        assert_eq!(read(&path).unwrap().len(), 5, "a cut last line is no record");
-
-        log.cut_back(3).unwrap();
-        log.append(&step(4)).unwrap();
-        assert_eq!(read(&path).unwrap(), [1, 2, 3, 4].map(step));
-        log.cut_back(0).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"");
-    }
-
-    #[test]
-    fn a_bad_record_is_named_and_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let line = serde_json::to_string(&step(1)).unwrap();
-        let text = format!("{line}\n{{\"event\":\"step\"}}\n{line}\n");
-        fs::write(&path, &text).unwrap();
-        for error in [read(&path).unwrap_err(), MetricsLog::open(&path).unwrap().cut_back(0).unwrap_err()] {
-            assert!(error.to_string().contains("metrics.jsonl line 2 is no event"), "{error}");
-        }
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        let Plan { wandb: Some(wandb), mlflow: Some(server), .. } =
+            plan(file(Some("ours"), None), mlflow(Some("http://ours")))
+        else {
+            panic!("both are asked for")
+        };
+        assert_eq!((wandb.project.as_deref(), server.uri.as_str()), (Some("ours"), "http://ours"));
+        assert!(plan(file(None, Some(WandbMode::Disabled)), None).wandb.is_none());
+        assert!(plan(None, None).mlflow.is_none(), "a variable alone asks for nothing");
     }
 }

@@ -1,6 +1,5 @@
 //! One model's way from its origin to a folder that transformers loads.
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -15,7 +14,7 @@ use crate::metrics::{Temperature, judge};
 use crate::pretrained::{self, Classifier};
 use crate::progress::Progress;
 use crate::store::{self, ModelDir};
-use crate::track::{Evaluation, MetricsLog};
+use crate::track::{Evaluation, Tracking};
 use crate::{report, user_error};
 
 /// What one model's training reads and where it writes.
@@ -26,8 +25,8 @@ pub struct Job<'a> {
     pub model: &'a config::Model,
     /// The rows.
     pub snapshot: &'a Snapshot,
-    /// The model's folder in the run: the main process has it.
-    pub files: Option<&'a ModelDir>,
+    /// The model's folder in the run, and who hears of its training: the main process has them.
+    pub files: Option<(&'a ModelDir, &'a Tracking<'a>)>,
     /// No progress on stderr.
     pub quiet: bool,
 }
@@ -101,14 +100,13 @@ impl Job<'_> {
         let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
 
         let checkpoints = |files: &ModelDir| Checkpoints::new(files.checkpoints(), settings.keep_checkpoints);
-        let output = |files: &ModelDir| -> Result<Output> {
-            fs::create_dir_all(files.dir()).with_context(|| files.dir().display().to_string())?;
-            Ok(Output { checkpoints: checkpoints(files), log: MetricsLog::open(&files.metrics_jsonl())? })
-        };
-        let output = self.files.map(output).transpose()?;
+        let output = self.files.map(|(files, tracking)| -> Result<Output<'_>> {
+            Ok(Output { checkpoints: checkpoints(files), tracker: tracking.tracker(self.model)? })
+        });
+        let output = output.transpose()?;
         // What an earlier process took for the first steps, this one does not know.
         let from_start =
-            self.files.map_or(Ok(true), |files| checkpoints(files).steps().map(|steps| steps.is_empty()))?;
+            self.files.map_or(Ok(true), |(files, _)| checkpoints(files).steps().map(|steps| steps.is_empty()))?;
         let (parts, objective) = ((&train, &validation), self.config.objective);
         let bucket_bytes = self.config.distributed.bucket_mb as usize * 1_000_000;
         let mut trainer = Trainer::new(ranks, &classifier, parts, settings, objective, bucket_bytes, output)?;
@@ -119,7 +117,7 @@ impl Job<'_> {
         let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
         let seconds = from_start.then(|| started.elapsed().as_secs_f64());
         progress.finish();
-        let (Outcome::Finished(best), Some(files)) = (&outcome, self.files) else { return Ok(outcome) };
+        let (Outcome::Finished(best), Some((files, _))) = (&outcome, self.files) else { return Ok(outcome) };
         let tokens = trainer.micro_batch_tokens();
         drop(trainer); // its moments make room for the best weights on their way
 

@@ -18,7 +18,7 @@ use crate::data::sampler::{Sampler, Share};
 use crate::dist::Communicator;
 use crate::pretrained::Classifier;
 use crate::progress::Progress;
-use crate::track::{Evaluation, Event, MetricsLog, Step};
+use crate::track::{self, Evaluation, Event, Step, Tracker};
 use crate::user_error;
 
 /// How a training ended.
@@ -31,11 +31,11 @@ pub enum Outcome {
 }
 
 /// What the main process writes of a training.
-pub struct Output {
+pub struct Output<'a> {
     /// Its checkpoints.
     pub checkpoints: Checkpoints,
-    /// metrics.jsonl.
-    pub log: MetricsLog,
+    /// metrics.jsonl, and who else hears of it.
+    pub tracker: Tracker<'a>,
 }
 
 /// One model's training. What it reads and writes is handed to it.
@@ -46,7 +46,7 @@ pub struct Trainer<'a> {
     validation: &'a Dataset,
     settings: &'a config::Train,
     objective: Objective,
-    output: Option<Output>,
+    output: Option<Output<'a>>,
     optimizer: Optimizer,
     reducer: Reducer<'a>,
     tree: Tree,
@@ -83,7 +83,7 @@ impl<'a> Trainer<'a> {
         settings: &'a config::Train,
         objective: Objective,
         bucket_bytes: usize,
-        mut output: Option<Output>,
+        mut output: Option<Output<'a>>,
     ) -> Result<Self> {
         let lengths: Vec<u32> = (0..train.len()).map(|i| train.length(i) as u32).collect();
         let sampler = Sampler::new(
@@ -106,9 +106,9 @@ impl<'a> Trainer<'a> {
         }
         let mut optimizer = Optimizer::new(parameters, settings)?;
         let mut state = State::default();
-        if let Some(Output { checkpoints, log }) = &mut output {
+        if let Some(Output { checkpoints, tracker }) = &mut output {
             state = checkpoints.resume(classifier, &mut optimizer)?.unwrap_or_default();
-            log.cut_back(state.step)?;
+            tracker.resume(state.step)?;
         }
         let state = agree(ranks, state, parameters, &mut optimizer, (train, validation), (settings, bucket_bytes))?;
         let reducer = Reducer::new(ranks, parameters, bucket_bytes);
@@ -278,6 +278,7 @@ impl<'a> Trainer<'a> {
         let tokens: usize = batch.iter().map(|&i| self.train.length(i as usize)).sum();
         let done = Step {
             step: self.state.step,
+            time: track::now(),
             epoch: self.epoch(),
             train_loss: loss / weight,
             learning_rate,
@@ -419,7 +420,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn append(&mut self, event: &Event) -> Result<()> {
-        self.output.as_mut().map_or(Ok(()), |output| output.log.append(event))
+        self.output.as_mut().map_or(Ok(()), |output| output.tracker.append(event))
     }
 
     /// Whether what comes at `interval` is due after the steps done; all is due at the end.
