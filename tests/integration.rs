@@ -9,5 +9,6 @@ mod distributed;
 mod memory;
 mod parity;
 mod pipeline;
+mod report;
 mod resume;
 mod support;

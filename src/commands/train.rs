@@ -86,6 +86,7 @@ fn lead(
     match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
             run.finish(if args.stop_after.is_some() { Status::Stopped } else { Status::Finished })?;
+            super::report::leave(&run, options);
             Ok(ExitCode::SUCCESS)
         }
         Ok(Some(signal)) => {

@@ -77,6 +77,30 @@ pub enum Status {
     Failed,
 }
 
+impl JobType {
+    /// As run.json has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            JobType::Training => "training",
+            JobType::Comparison => "comparison",
+            JobType::Tuning => "tuning",
+        }
+    }
+}
+
+impl Status {
+    /// As run.json has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Training => "training",
+            Status::Finished => "finished",
+            Status::Stopped => "stopped",
+            Status::Interrupted => "interrupted",
+            Status::Failed => "failed",
+        }
+    }
+}
+
 /// A model's folder in a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelDir {
@@ -161,7 +185,7 @@ impl RunDir {
     /// # Errors
     /// It cannot be read.
     pub fn pins(&self) -> Result<Pins> {
-        read_json(&self.pins_path())
+        read_json(&self.lock_json())
     }
 
     /// The folder of one of its models, whether it is there or not.
@@ -183,12 +207,23 @@ impl RunDir {
         Ok(record.snapshot_dir.unwrap_or_else(|| self.experiment.data_dir().join(record.snapshot)))
     }
 
-    pub(super) fn record_path(&self) -> PathBuf {
-        self.dir().join("run.json")
+    /// The run as a page: everything there is to see of it.
+    pub fn report_html(&self) -> PathBuf {
+        self.dir().join("report.html")
     }
 
-    pub(super) fn pins_path(&self) -> PathBuf {
+    /// What decides what its models are: [`Pins`]; a comparison has none.
+    pub fn lock_json(&self) -> PathBuf {
         self.dir().join("lock.json")
+    }
+
+    /// The experiment file that it was started with.
+    pub fn experiment_toml(&self) -> PathBuf {
+        self.dir().join("experiment.toml")
+    }
+
+    pub(super) fn record_path(&self) -> PathBuf {
+        self.dir().join("run.json")
     }
 }
 
