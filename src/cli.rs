@@ -109,6 +109,14 @@ folder where it is of all models of one run, else in a run of its own.")]
 
 `kiln train` and `kiln compare` leave the page in the run's folder; it is one file that loads nothing.")]
     Report(Report),
+    /// Lists runs, the newest first
+    #[command(after_help = "Examples:
+  kiln runs
+  kiln runs bbc --json
+  kiln runs /mnt/team/kiln-runs
+
+The best model is chosen on validation; its figures on the test part stand beside.")]
+    Runs(Runs),
     /// Validates an experiment file without running it
     #[command(after_help = "Example:
   kiln check experiments/bbc.toml --set train.batch_size=32")]
@@ -255,6 +263,14 @@ pub struct Report {
     /// Where to write the page [default: report.html in the run's folder]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// `kiln runs`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Runs {
+    /// An experiment under the root, or another root folder [default: all experiments under --root]
+    #[arg(value_name = "EXPERIMENT|ROOT")]
+    pub place: Option<String>,
 }
 
 /// `kiln repro`

@@ -212,6 +212,58 @@ fn a_page_is_made_again_from_what_there_is() {
 }
 
 #[test]
+fn runs_are_listed_newest_first_with_what_is_broken() {
+    let copied = copy();
+    let runs = copied.path().join("hostile/runs");
+    let output = call(copied.path(), &["compare", "hostile/1", "--model", "small", "--model", "wider"]);
+    succeeded(&output);
+    // Of one run's models there is a comparison in its folder; of two runs', a run with a page of its own.
+    let copied_run = std::process::Command::new("cp").arg("-r").arg(runs.join("1")).arg(runs.join("2")).status();
+    assert!(copied_run.unwrap().success());
+    let record = fs::read_to_string(runs.join("2/run.json")).unwrap();
+    fs::write(runs.join("2/run.json"), record.replace("\"run_num\": 1", "\"run_num\": 2")).unwrap();
+    succeeded(&call(copied.path(), &["compare", "hostile/1", "hostile/2"]));
+    let page = fs::read_to_string(runs.join("3/report.html")).unwrap();
+    let links: Vec<String> = tags(&page).into_iter().filter(|tag| tag.starts_with("a ")).collect();
+    for link in ["a href=\"../../../hostile/runs/1/report.html\"", "a href=\"../../../hostile/runs/2/report.html\""] {
+        assert!(links.iter().any(|tag| tag == link), "{link} is not in {links:?}");
+    }
+
+    fs::create_dir_all(runs.join("4")).unwrap();
+    fs::create_dir_all(runs.join("5")).unwrap();
+    fs::write(runs.join("5/run.json"), "{").unwrap();
+    let listed = json_of(&call(copied.path(), &["runs", "--json"]));
+    let of = |i: usize, key: &str| listed[i][key].clone();
+    let names: Vec<Value> = (0..5).map(|i| of(i, "run")).collect();
+    assert_eq!(names, ["hostile/3", "hostile/2", "hostile/1", "hostile/5", "hostile/4"]);
+    assert_eq!((of(0, "job_type"), of(0, "problem")), (json!("comparison"), Value::Null));
+    assert!(of(3, "problem").as_str().unwrap().contains("5/run.json does not hold what it should"));
+    assert!(of(4, "problem").as_str().unwrap().contains("cannot read") && of(4, "status") == Value::Null);
+    let statistics: Value =
+        serde_json::from_slice(&fs::read(runs.join("1/wider/test/statistics.json")).unwrap()).unwrap();
+    let comparison: Value = serde_json::from_slice(&fs::read(runs.join("1/comparison.json")).unwrap()).unwrap();
+    let best = &listed[2]["best"];
+    assert_eq!(best["model"], comparison["best"]);
+    assert_eq!(best["validation"], comparison["models"][comparison["best"].as_str().unwrap()]["validation"]);
+    if best["model"] == "wider" {
+        assert_eq!(best["test"]["macro_f1"], statistics["macro_f1"]);
+    }
+
+    let text = succeeded(&call(copied.path(), &["runs", "hostile"]));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 6, "{text}");
+    assert!(
+        lines[0].starts_with("run        type        status    started") && lines[5].contains("broken: cannot read")
+    );
+    let place = copied.path().to_str().unwrap();
+    let elsewhere = kiln().args(["runs", place]).output().unwrap();
+    assert_eq!(succeeded(&elsewhere), text, "a folder is another root");
+    let unknown = call(copied.path(), &["runs", "nothing"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there are hostile"));
+}
+
+#[test]
 fn a_page_that_cannot_be_written_costs_no_training() {
     let copied = copy();
     let run = copied.path().join("hostile/runs/1");

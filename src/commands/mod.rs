@@ -10,6 +10,7 @@ pub mod prepare;
 pub mod ranks;
 pub mod report;
 pub mod repro;
+pub mod runs;
 pub mod sample;
 pub mod train;
 
@@ -40,6 +41,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(args, options),
         Command::Compare(args) => compare::run(args, options),
         Command::Report(args) => report::run(args, options),
+        Command::Runs(args) => runs::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),

@@ -300,6 +300,17 @@ pub fn onnx_len(model: &Path) -> Result<u64> {
     size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
 }
 
+/// The experiments under `root`, by name: the folders that have runs.
+///
+/// # Errors
+/// The user's, where `root` cannot be read.
+pub fn experiments(root: &Path) -> Result<Vec<Experiment>> {
+    let unreadable =
+        |error: std::io::Error| UserError(anyhow!(error).context(format!("cannot read {}", root.display())));
+    fs::read_dir(root).map_err(unreadable)?;
+    Ok(names(root).map(|name| Experiment::new(root, &name)).filter(|e| e.runs().is_dir()).collect())
+}
+
 /// The run that `reference` names: a run's folder, `experiment/run_num` under `root`, an
 /// experiment for its newest run with models, or nothing for the newest such of all.
 ///
