@@ -133,10 +133,11 @@ fn short_signed(tick: f64) -> String {
     }
 }
 
-fn verdict(pair: &Pair) -> String {
-    match pair.verdict {
-        Verdict::A => format!("{} is better", label(&pair.a)),
-        Verdict::B => format!("{} is better", label(&pair.b)),
-        Verdict::Tie => "tie".into(),
-    }
+fn verdict(pair: &Pair) -> Markup {
+    let better = match pair.verdict {
+        Verdict::A => &pair.a,
+        Verdict::B => &pair.b,
+        Verdict::Tie => return html! { "tie" },
+    };
+    html! { (label(better)) " is better" }
 }

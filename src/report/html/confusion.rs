@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
-use super::{Found, absent, label};
+use super::{Found, absent, label, plain};
 use crate::metrics;
 use crate::report::Predicted;
 use crate::report::confusion::shown_classes;
@@ -66,7 +66,7 @@ fn cell(count: u64, total: u64, roomy: bool, truth: &str, predicted: &str) -> Ma
     // One mistake of many rows has some colour too.
     let shade = ((share * 10.0).round() as u32).max(1);
     html! {
-        td class={ "s" (shade) } title={ (label(truth)) " → " (label(predicted)) ": " (count) " of " (total) } {
+        td class={ "s" (shade) } title={ (plain(truth)) " → " (plain(predicted)) ": " (count) " of " (total) } {
             (count) @if roomy { small { (format!("{:.0} %", share * 100.0)) } }
         }
     }
@@ -88,7 +88,10 @@ mod tests {
         let page = section(&Ok(rows)).into_string();
         assert!(page.contains(r#"<td class="s3" title="b → a: 1 of 4">1<small>25 %</small></td>"#), "{page}");
         assert!(page.contains(r#"<td class="s10" title="&lt;a&gt; → b: 1 of 1">"#), "{page}");
-        assert!(page.contains(r#"<th scope="row">&lt;a&gt;</th><td></td><td></td><td class="s10""#), "{page}");
+        assert!(
+            page.contains(r#"<th scope="row"><bdi>&lt;a&gt;</bdi></th><td></td><td></td><td class="s10""#),
+            "{page}"
+        );
     }
 
     #[test]

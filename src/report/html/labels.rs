@@ -61,7 +61,10 @@ mod tests {
         let page = section(&statistics, "test", Some(&statistics)).into_string();
         assert!(page.contains(r#"<th class="number" scope="col" aria-sort="descending">F1</th>"#), "{page}");
         assert!(page.contains(r#"<td class="number" data-value="0.6666666666666666">0.6667</td>"#), "{page}");
-        assert!(page.contains(r#"<th scope="row">&lt;b&gt;</th><td class="number" data-value="1">1</td>"#), "{page}");
+        assert!(
+            page.contains(r#"<th scope="row"><bdi>&lt;b&gt;</bdi></th><td class="number" data-value="1">1</td>"#),
+            "{page}"
+        );
         assert_eq!(page.matches("aria-sort").count(), 1);
         assert_eq!(page.matches("data-value").count(), 12);
         assert!(!section(&statistics, "validation", None).into_string().contains("F1 on validation"));

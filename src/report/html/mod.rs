@@ -295,9 +295,14 @@ fn figure(value: f64) -> String {
     if value.is_finite() { format!("{value:.4}") } else { "–".into() }
 }
 
-/// A label, a name or an id on one line.
-fn label(name: &str) -> String {
+/// A label, a name or an id on one line, for an attribute.
+fn plain(name: &str) -> String {
     shorten(name, LABEL_COLUMNS)
+}
+
+/// The same in the text. Whichever way it is written, it does not turn around what stands beside it.
+fn label(name: &str) -> Markup {
+    html! { bdi { (plain(name)) } }
 }
 
 /// HTML holds no control characters: they become their pictures.

@@ -181,8 +181,8 @@ mod tests {
         let page = mistakes(&Ok(predictions), &Err("it is elsewhere".into()), Some(&labels)).into_string();
         assert!(page.contains("Of 50 wrong predictions, the 20") && page.contains("left out: it is elsewhere"));
         let first = page.find("<li>").unwrap();
-        assert!(page[first..].starts_with(r#"<li><p class="said"><span class="id">49</span>"#), "{page}");
-        assert!(page.contains("no 1.0 %") && page.contains("yes 99.0 %"), "{page}");
+        assert!(page[first..].starts_with(r#"<li><p class="said"><span class="id"><bdi>49</bdi></span>"#), "{page}");
+        assert!(page.contains("<bdi>no</bdi> 1.0 %") && page.contains("<bdi>yes</bdi> 99.0 %"), "{page}");
         assert_eq!(percent(0.99951), "> 99.9 %");
     }
 }
