@@ -258,6 +258,9 @@ fn runs_are_listed_newest_first_with_what_is_broken() {
     let place = copied.path().to_str().unwrap();
     let elsewhere = kiln().args(["runs", place]).output().unwrap();
     assert_eq!(succeeded(&elsewhere), text, "a folder is another root");
+    let nowhere = call(&copied.path().join("nowhere"), &["runs"]);
+    assert_eq!(nowhere.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).starts_with("error: no run under"));
     let unknown = call(copied.path(), &["runs", "nothing"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("there are hostile"));

@@ -38,7 +38,7 @@ pub fn run(args: &cli::Runs, options: &Options) -> Result<ExitCode> {
 /// experiments; without it, all under `root`.
 fn chosen(place: Option<&str>, root: &Path) -> Result<(Vec<Experiment>, String)> {
     let Some(place) = place else { return Ok((store::experiments(root)?, root.display().to_string())) };
-    let known = if root.is_dir() { store::experiments(root)? } else { Vec::new() };
+    let known = store::experiments(root)?;
     if let Some(experiment) = known.iter().find(|experiment| experiment.name() == place) {
         return Ok((vec![experiment.clone()], experiment.dir().display().to_string()));
     }

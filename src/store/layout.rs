@@ -1,9 +1,10 @@
 //! The run tree: which path is what.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::{Pins, read_json};
@@ -289,26 +290,17 @@ impl ModelDir {
     }
 }
 
-/// The size of an ONNX file and of its tensors, where they lie beside it.
-///
-/// # Errors
-/// It cannot be read.
-pub fn onnx_len(model: &Path) -> Result<u64> {
-    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
-    let data = model.with_added_extension("data");
-    let beside = if data.exists() { size(&data) } else { Ok(0) };
-    size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
-}
-
-/// The experiments under `root`, by name: the folders that have runs.
+/// The experiments under `root`, by name: the folders that have runs. Where there is no `root`, there is none.
 ///
 /// # Errors
 /// The user's, where `root` cannot be read.
 pub fn experiments(root: &Path) -> Result<Vec<Experiment>> {
-    let unreadable =
-        |error: std::io::Error| UserError(anyhow!(error).context(format!("cannot read {}", root.display())));
-    fs::read_dir(root).map_err(unreadable)?;
-    Ok(names(root).map(|name| Experiment::new(root, &name)).filter(|e| e.runs().is_dir()).collect())
+    match fs::read_dir(root) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(UserError(anyhow!(error).context(format!("cannot read {}", root.display()))).into())
+        }
+        _ => Ok(names(root).map(|name| Experiment::new(root, &name)).filter(|e| e.runs().is_dir()).collect()),
+    }
 }
 
 /// The run that `reference` names: a run's folder, `experiment/run_num` under `root`, an
