@@ -102,6 +102,21 @@ It prints the test part's figures as a table, then for every two models the diff
 it is a tie. comparison.json has all of it, and the rows that the models predict otherwise. It lies in the run's \
 folder where it is of all models of one run, else in a run of its own.")]
     Compare(Compare),
+    /// Makes a run's report.html again from its files: curves, matrices, mistakes, certificate, in one page
+    #[command(after_help = "Examples:
+  kiln report                                   the newest run
+  kiln report bbc/3 --output bbc-3.html
+
+`kiln train` and `kiln compare` leave the page in the run's folder; it is one file that loads nothing.")]
+    Report(Report),
+    /// Lists runs, the newest first
+    #[command(after_help = "Examples:
+  kiln runs
+  kiln runs bbc --json
+  kiln runs /mnt/team/kiln-runs
+
+The best model is chosen on validation; its figures on the test part stand beside.")]
+    Runs(Runs),
     /// Validates an experiment file without running it
     #[command(after_help = "Example:
   kiln check experiments/bbc.toml --set train.batch_size=32")]
@@ -238,6 +253,24 @@ pub struct Compare {
     /// Of each run these models alone; may be given more than once [default: all]
     #[arg(long, value_name = "NAME")]
     pub model: Vec<String>,
+}
+
+/// `kiln report`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Report {
+    /// A run folder or experiment/run_num [default: the newest]
+    pub run: Option<String>,
+    /// Where to write the page [default: report.html in the run's folder]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `kiln runs`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Runs {
+    /// An experiment under the root, or another root folder [default: all experiments under --root]
+    #[arg(value_name = "EXPERIMENT|ROOT")]
+    pub place: Option<String>,
 }
 
 /// `kiln repro`

@@ -13,7 +13,8 @@
 //! 5. [`export`] writes the graph and certifies it, example by example, against the trained model; on
 //!    8-bit integers too, where that is asked for.
 //! 6. [`infer`] runs ONNX Runtime on the unseen test part, or on new rows.
-//! 7. [`report::compare`] puts models that were tested on the same rows side by side.
+//! 7. [`report::compare`] puts models that were tested on the same rows side by side, and
+//!    [`report::write_report`] makes a page of a run.
 //!
 //! [`dist`] makes many processes train one model. Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,
 //! [`track`] the events of a training and who hears of them, [`report`] tables and pictures made from a run's files alone,

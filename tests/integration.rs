@@ -9,6 +9,7 @@ mod distributed;
 mod memory;
 mod parity;
 mod pipeline;
+mod report;
 mod resume;
 mod support;
 mod trackers;

@@ -61,6 +61,7 @@ pub fn run(args: &cli::Compare, options: &Options) -> Result<ExitCode> {
         ([], _) => return Ok(ExitCode::SUCCESS),
     };
     show(&comparison, &run.comparison_json(), options)?;
+    super::report::leave(&run, options);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,9 @@ pub mod infer;
 pub mod models;
 pub mod prepare;
 pub mod ranks;
+pub mod report;
 pub mod repro;
+pub mod runs;
 pub mod sample;
 pub mod train;
 
@@ -38,6 +40,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Repro(args) => repro::run(args, options),
         Command::Bench(args) => bench::run(args, options),
         Command::Compare(args) => compare::run(args, options),
+        Command::Report(args) => report::run(args, options),
+        Command::Runs(args) => runs::run(args, options),
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),

@@ -98,6 +98,9 @@ fn lead(
     match ended {
         Ok(signal) => {
             said?;
+            if signal.is_none() {
+                super::report::leave(&run, options);
+            }
             Ok(signal.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(signal.exit_code())))
         }
         Err(error) => {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::card::{Card, Lengths, PartCard};
+use super::card::{Card, EncodingCard, Lengths, PartCard};
 use super::rows::{self, Row};
 use super::source::{self, Table};
 use super::{Part, Tokenizer, sample, short_hash, split, vocabulary};
@@ -280,6 +280,14 @@ impl Snapshot {
             Part::Test => self.dir.join("test").join(encoding),
             _ => self.dir.join("training").join(encoding).join(part.name()),
         }
+    }
+
+    /// The cards of a part's encodings, whichever models they are of; those that cannot be read are left out.
+    pub fn encoding_cards(&self, part: Part) -> Vec<EncodingCard> {
+        let folder = self.dir.join(if part == Part::Test { "test" } else { "training" });
+        let encodings = fs::read_dir(folder).into_iter().flatten().flatten();
+        let names = encodings.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| read_json(&self.encoding_dir(&name, part).join("card.json")).ok()).collect()
     }
 
     /// A tokenizer trained on the train part alone; the same bytes every time. It is kept in the

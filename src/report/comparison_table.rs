@@ -53,11 +53,12 @@ fn figures(model: &Compared) -> String {
 }
 
 /// A number in few columns: a decimal below 100.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     if value < 99.95 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
-fn duration(seconds: f64) -> String {
+/// `12.6m`
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 99.95 => format!("{s:.1}s"),
         s if s < 5970.0 => format!("{:.1}m", s / 60.0),
@@ -78,7 +79,7 @@ fn between(pair: &Pair) -> String {
 }
 
 /// Four decimals with a sign, but 0 without.
-fn signed(value: f64) -> String {
+pub(super) fn signed(value: f64) -> String {
     match format!("{:.4}", value.abs()) {
         zero if zero == "0.0000" => zero,
         digits if value < 0.0 => format!("−{digits}"),
@@ -86,7 +87,8 @@ fn signed(value: f64) -> String {
     }
 }
 
-fn p_value(p: f64) -> String {
+/// `= 0.21`, `< 1e-6`
+pub(super) fn p_value(p: f64) -> String {
     match p {
         p if p < 1e-6 => "< 1e-6".into(),
         p if p < 0.001 => format!("= {p:.0e}"),
@@ -95,7 +97,8 @@ fn p_value(p: f64) -> String {
     }
 }
 
-fn name(metric: Metric) -> &'static str {
+/// As people write it.
+pub(super) fn name(metric: Metric) -> &'static str {
     match metric {
         Metric::MacroF1 => "macro F1",
         Metric::Accuracy => "accuracy",

@@ -40,6 +40,21 @@ pub fn confusion(confusion: &Confusion, labels: &[String], png: &Path) -> Result
     store::write_bytes(png, &bytes)
 }
 
+/// The classes that there is room for: all, or the 64 with the most mistakes.
+pub(super) fn shown_classes(confusion: &Confusion) -> Vec<usize> {
+    let mut shown: Vec<usize> = (0..confusion.classes()).collect();
+    if shown.len() > MOST_CLASSES {
+        let mistakes = |&id: &usize| {
+            let row: u64 = confusion.row(id).iter().sum();
+            row - confusion.get(id, id)
+        };
+        shown.sort_by_key(|id| std::cmp::Reverse(mistakes(id)));
+        shown.truncate(MOST_CLASSES);
+        shown.sort_unstable();
+    }
+    shown
+}
+
 struct Picture<'a> {
     confusion: &'a Confusion,
     labels: Vec<String>, // [shown]
@@ -56,16 +71,7 @@ const BOTTOM: i32 = 44;
 
 impl<'a> Picture<'a> {
     fn new(confusion: &'a Confusion, labels: &[String]) -> Self {
-        let mut shown: Vec<usize> = (0..labels.len()).collect();
-        if shown.len() > MOST_CLASSES {
-            let mistakes = |&id: &usize| {
-                let row: u64 = confusion.row(id).iter().sum();
-                row - confusion.get(id, id)
-            };
-            shown.sort_by_key(|id| std::cmp::Reverse(mistakes(id)));
-            shown.truncate(MOST_CLASSES);
-            shown.sort_unstable();
-        }
+        let shown = shown_classes(confusion);
         let n = shown.len() as i32;
         let cell = (1350 / n).clamp(20, (300 / n).max(92));
         Self {

@@ -1,14 +1,19 @@
-//! What a run's files look like to a person: tables as text, curves and matrices as pictures.
+//! What a run's files look like to a person: tables as text, curves and matrices as pictures,
+//! and all of it as one page.
 //!
 //! Everything here is made from metrics and from a run's files alone.
 
+mod axis;
 mod canvas;
 mod comparison;
 mod comparison_table;
 mod confusion;
 mod curves;
+mod html;
 mod predictions;
+mod runs_table;
 mod scaling;
+mod summary;
 mod table;
 
 pub(crate) use comparison::named;
@@ -16,8 +21,11 @@ pub use comparison::{Compared, Comparison, Contestant, Disagreement, Pair, Said,
 pub use comparison_table::comparison_table;
 pub use confusion::confusion;
 pub use curves::curves;
+pub use html::write_report;
 pub use predictions::{Predicted, read_predictions};
+pub use runs_table::runs_table;
 pub use scaling::{prediction_table, scaling_plot, scaling_table};
+pub use summary::{Best, Summary, Test};
 pub use table::table;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -39,4 +47,10 @@ fn shorten(label: &str, columns: usize) -> String {
     short.truncate(short.trim_end().len());
     short.push('…');
     short
+}
+
+/// A moment, in seconds since 1970, in UTC by chrono's `format`.
+fn date(seconds: u64, format: &str) -> String {
+    let moment = i64::try_from(seconds).ok().and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
+    moment.map_or_else(|| format!("{seconds} s after 1970"), |moment| moment.format(format).to_string())
 }

@@ -59,6 +59,17 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&json).with_context(|| format!("{} does not hold what it should", path.display()))
 }
 
+/// The size of an ONNX file and of its tensors, where they lie beside it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn onnx_len(model: &Path) -> Result<u64> {
+    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
+    let data = model.with_added_extension("data");
+    let beside = if data.exists() { size(&data) } else { Ok(0) };
+    size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
+}
+
 /// A temporary folder beside `target`, to be filled and then [`publish`]ed. Dropped, it is gone.
 ///
 /// # Errors

@@ -1,9 +1,10 @@
 //! The run tree: which path is what.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::{Pins, read_json};
@@ -75,6 +76,30 @@ pub enum Status {
     Interrupted,
     /// An error ended it.
     Failed,
+}
+
+impl JobType {
+    /// As run.json has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            JobType::Training => "training",
+            JobType::Comparison => "comparison",
+            JobType::Tuning => "tuning",
+        }
+    }
+}
+
+impl Status {
+    /// As run.json has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Training => "training",
+            Status::Finished => "finished",
+            Status::Stopped => "stopped",
+            Status::Interrupted => "interrupted",
+            Status::Failed => "failed",
+        }
+    }
 }
 
 /// A model's folder in a run.
@@ -161,7 +186,7 @@ impl RunDir {
     /// # Errors
     /// It cannot be read.
     pub fn pins(&self) -> Result<Pins> {
-        read_json(&self.pins_path())
+        read_json(&self.lock_json())
     }
 
     /// The folder of one of its models, whether it is there or not.
@@ -183,12 +208,23 @@ impl RunDir {
         Ok(record.snapshot_dir.unwrap_or_else(|| self.experiment.data_dir().join(record.snapshot)))
     }
 
-    pub(super) fn record_path(&self) -> PathBuf {
-        self.dir().join("run.json")
+    /// The run as a page: everything there is to see of it.
+    pub fn report_html(&self) -> PathBuf {
+        self.dir().join("report.html")
     }
 
-    pub(super) fn pins_path(&self) -> PathBuf {
+    /// What decides what its models are: [`Pins`]; a comparison has none.
+    pub fn lock_json(&self) -> PathBuf {
         self.dir().join("lock.json")
+    }
+
+    /// The experiment file that it was started with.
+    pub fn experiment_toml(&self) -> PathBuf {
+        self.dir().join("experiment.toml")
+    }
+
+    pub(super) fn record_path(&self) -> PathBuf {
+        self.dir().join("run.json")
     }
 }
 
@@ -254,15 +290,17 @@ impl ModelDir {
     }
 }
 
-/// The size of an ONNX file and of its tensors, where they lie beside it.
+/// The experiments under `root`, by name: the folders that have runs. Where there is no `root`, there is none.
 ///
 /// # Errors
-/// It cannot be read.
-pub fn onnx_len(model: &Path) -> Result<u64> {
-    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
-    let data = model.with_added_extension("data");
-    let beside = if data.exists() { size(&data) } else { Ok(0) };
-    size(model).and_then(|len| Ok(len + beside?)).with_context(|| format!("cannot read {}", model.display()))
+/// The user's, where `root` cannot be read.
+pub fn experiments(root: &Path) -> Result<Vec<Experiment>> {
+    match fs::read_dir(root) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(UserError(anyhow!(error).context(format!("cannot read {}", root.display()))).into())
+        }
+        _ => Ok(names(root).map(|name| Experiment::new(root, &name)).filter(|e| e.runs().is_dir()).collect()),
+    }
 }
 
 /// The run that `reference` names: a run's folder, `experiment/run_num` under `root`, an

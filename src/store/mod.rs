@@ -15,8 +15,8 @@ mod lock;
 mod open;
 mod pins;
 
-pub use file::{publish, read_json, remove_dir, stage, write, write_bytes, write_json};
-pub use layout::{Experiment, JobType, ModelDir, RunDir, RunRecord, Status, find, find_model, onnx_len};
+pub use file::{onnx_len, publish, read_json, remove_dir, stage, write, write_bytes, write_json};
+pub use layout::{Experiment, JobType, ModelDir, RunDir, RunRecord, Status, experiments, find, find_model};
 pub use lock::{Lock, host};
 pub use open::{Choice, Opened, Run};
 pub use pins::{Pins, sha256_file};
