@@ -18,5 +18,5 @@ mod pins;
 pub use file::{publish, read_json, remove_dir, stage, write, write_bytes, write_json};
 pub use layout::{Experiment, JobType, ModelDir, RunDir, RunRecord, Status, find, find_model, onnx_len};
 pub use lock::{Lock, host};
-pub use open::{Choice, Opened, Run};
+pub use open::{Choice, Opened, Run, exclusive};
 pub use pins::{Pins, sha256_file};
