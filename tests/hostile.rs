@@ -3,15 +3,10 @@
 
 #![cfg(target_os = "linux")] // memory is read from /proc
 
-#[path = "hostile/cases.rs"]
 mod cases;
-#[path = "hostile/disk.rs"]
 mod disk;
-#[path = "hostile/doors.rs"]
 mod doors;
-#[path = "hostile/held.rs"]
 mod held;
-#[path = "hostile/parsers.rs"]
 mod parsers;
 
 use std::collections::BTreeMap;
