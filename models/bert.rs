@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{at_least_one, heads_divide, keys, num_labels, parse, probabilities, supported};
+use crate::config::{heads_divide, keys, not_negative, num_labels, parse, probabilities, sizes, supported};
 use crate::nn::{
     Builder, Dropout, Embedding, Encoder, EncoderConfig, Init, Inputs, LayerNames, LayerNorm, Linear, Tensor, embed,
     tanh,
@@ -88,7 +88,7 @@ impl Config {
     /// Refuses what the model is not written for.
     pub fn check(&self) -> Result<()> {
         heads_divide(("hidden_size", self.hidden_size), ("num_attention_heads", self.num_attention_heads))?;
-        at_least_one(&[
+        sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("num_hidden_layers", self.num_hidden_layers),
@@ -101,6 +101,7 @@ impl Config {
             ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
             ("classifier_dropout", self.classifier_dropout()),
         ])?;
+        not_negative(&[("initializer_range", self.initializer_range), ("layer_norm_eps", self.layer_norm_eps)])?;
         supported("hidden_act", self.hidden_act.as_str(), "gelu")?; // by erf
         supported("position_embedding_type", self.position_embedding_type.as_str(), "absolute")?;
         supported("is_decoder", self.is_decoder, false)

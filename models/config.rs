@@ -52,10 +52,23 @@ pub(crate) fn parse<C: Default + Serialize + DeserializeOwned>(config: &Config) 
     serde_json::from_value(Json::Object(read)).map_err(|e| Error::Config(e.to_string()))
 }
 
-/// Refuses sizes of 0.
-pub(crate) fn at_least_one(sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((key, _)) => Err(Error::Config(format!("{key} = 0: needs at least 1"))),
+/// Refuses sizes of 0, and those that no model has: with them products of sizes stay within 64 bits.
+pub(crate) fn sizes(sizes: &[(&str, usize)]) -> Result<()> {
+    for (key, size) in sizes {
+        let most = if key.ends_with("layers") { 10_000 } else { 1 << 22 };
+        match size {
+            0 => return Err(Error::Config(format!("{key} = 0: needs at least 1"))),
+            _ if *size > most => return Err(Error::Config(format!("{key} = {size}: needs at most {most}"))),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what is below 0, or no number.
+pub(crate) fn not_negative(numbers: &[(&str, f64)]) -> Result<()> {
+    match numbers.iter().find(|(_, number)| !(0.0..f64::INFINITY).contains(number)) {
+        Some((key, number)) => Err(Error::Config(format!("{key} = {number}: needs to be 0 or more"))),
         None => Ok(()),
     }
 }

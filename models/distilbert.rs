@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{at_least_one, heads_divide, keys, num_labels, parse, probabilities, supported};
+use crate::config::{heads_divide, keys, not_negative, num_labels, parse, probabilities, sizes, supported};
 use crate::nn::{
     Builder, Dropout, Embedding, Encoder, EncoderConfig, Init, Inputs, LayerNames, LayerNorm, Linear, Tensor, embed,
     relu,
@@ -79,7 +79,7 @@ impl Config {
     fn parse(config: &crate::Config) -> Result<Self> {
         let config: Self = parse(config)?;
         heads_divide(("dim", config.dim), ("n_heads", config.n_heads))?;
-        at_least_one(&[
+        sizes(&[
             ("vocab_size", config.vocab_size),
             ("dim", config.dim),
             ("n_layers", config.n_layers),
@@ -91,6 +91,7 @@ impl Config {
             ("attention_dropout", config.attention_dropout),
             ("seq_classif_dropout", config.seq_classif_dropout),
         ])?;
+        not_negative(&[("initializer_range", config.initializer_range)])?;
         supported("activation", config.activation.as_str(), "gelu")?;
         supported("sinusoidal_pos_embds", config.sinusoidal_pos_embds, false)?;
         Ok(config)

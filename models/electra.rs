@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bert::{self, Embeddings, LAYER_NAMES};
-use crate::config::{at_least_one, keys, num_labels, parse};
+use crate::config::{keys, num_labels, parse, sizes};
 use crate::nn::{Builder, Dropout, Encoder, Inputs, Linear, Tensor, gelu};
 use crate::{Architecture, Model, Result, TokenizerKind};
 
@@ -48,7 +48,7 @@ impl Config {
     fn parse(config: &crate::Config) -> Result<Self> {
         let config: Self = parse(config)?;
         config.bert.check()?;
-        at_least_one(&[("embedding_size", config.embedding_size)])?;
+        sizes(&[("embedding_size", config.embedding_size)])?;
         Ok(config)
     }
 }

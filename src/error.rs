@@ -1,8 +1,11 @@
 //! Whose fault an error is, which decides the exit code, and the way to stderr.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::Write as _;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::sync::Once;
 
 /// An error that the user can put right: a mistake in the experiment file, the data or the command
 /// line. `kiln` ends with 2 where one stands anywhere in the chain, with 1 otherwise.
@@ -40,4 +43,23 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 /// Writes a line to stderr. That nobody reads it any more is no error, least of all in mid-training.
 pub fn say(line: impl fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// What `read` gives, or `None` where it panics, of which nothing is printed: for readers of others that take
+/// a file for one that is whole.
+pub fn guarded<T>(read: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static GUARDED: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                print(panic);
+            }
+        }));
+    });
+    let before = GUARDED.replace(true);
+    let read = panic::catch_unwind(AssertUnwindSafe(read));
+    GUARDED.set(before);
+    read.ok()
 }

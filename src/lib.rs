@@ -37,10 +37,10 @@ pub mod pretrained;
 pub mod progress;
 pub mod report;
 pub mod store;
-mod tensors;
+pub mod tensors;
 pub mod track;
 pub mod train;
-mod weights;
+pub mod weights;
 
 #[cfg(test)]
 mod testing {

@@ -9,6 +9,7 @@ use kiln_models::nn::{Graph, Inputs, LoadReport, Mode, NamedTensor, Packing, Par
 use kiln_models::{Architecture, Built, Config as ModelConfig};
 use serde_json::{Map, Value as Json, json};
 
+use crate::config::available_memory;
 pub use crate::data::Example;
 use crate::error::UserError;
 use crate::store;
@@ -62,7 +63,7 @@ impl Classifier {
             let weights = Weights::open(folder)?;
             classifier.load_named(&weights.names(), |name| weights.read(name))
         };
-        let report = weights().map_err(UserError)?;
+        let report = weights().with_context(|| folder.display().to_string()).map_err(UserError)?;
         Ok((classifier, report))
     }
 
@@ -91,6 +92,17 @@ impl Classifier {
     }
 
     fn build(config: ModelConfig, id2label: Vec<String>, seed: u64) -> Result<Self> {
+        let declared = kiln_models::declare(&config).map_err(|e| UserError(e.into()))?.parameters.elements();
+        // Values alone; memory that is not there ends the process.
+        let bytes = (size_of::<f32>() * declared) as u64;
+        if let Some(memory) = available_memory().filter(|&memory| bytes > memory) {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            return Err(user_error!(
+                "its sizes make a model of {declared} parameters, {:.1} GB, and this machine has {:.1} GB of memory",
+                gigabytes(bytes),
+                gigabytes(memory)
+            ));
+        }
         let built = kiln_models::build(&config, seed).map_err(|e| UserError(e.into()))?;
         Ok(Self { built, config, id2label })
     }
@@ -145,6 +157,11 @@ impl Classifier {
     /// The input columns that the model reads, in order.
     pub fn input_names(&self) -> &'static [&'static str] {
         self.built.architecture.inputs
+    }
+
+    /// The rows of its table of embeddings, where config.json says so.
+    pub fn vocab_size(&self) -> Option<u64> {
+        self.config.get("vocab_size")?.as_u64()
     }
 
     /// The longest sequence that the model can read.

@@ -2,7 +2,6 @@
 //! PyTorch's pickles.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -162,9 +161,9 @@ impl Part {
 
 /// candle's reader takes a pickle for one that torch wrote: with another it may panic.
 fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(read) => Ok(read?),
-        Err(_) => bail!("it is broken"),
+    match crate::error::guarded(read) {
+        Some(read) => Ok(read?),
+        None => bail!("it is broken"),
     }
 }
 

@@ -6,6 +6,8 @@ mod comparison;
 mod data;
 #[cfg(target_os = "linux")] // they look into /proc
 mod distributed;
+#[cfg(target_os = "linux")] // they look into /proc
+mod hostile;
 mod memory;
 mod parity;
 mod pipeline;

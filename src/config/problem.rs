@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use super::document::At;
 
+/// Mistakes that are shown at most: a file that is something else altogether has one on each line.
+pub(super) const SHOWN: usize = 50;
+
 /// One mistake and where it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Problem {
@@ -57,6 +60,8 @@ pub struct ConfigError {
     file: String,
     text: String,
     problems: Vec<Problem>,
+    /// Whether there are others.
+    more: bool,
 }
 
 impl ConfigError {
@@ -66,13 +71,19 @@ impl ConfigError {
             At::Flag(_) => usize::MAX,
         });
         // [train] is read once for itself and once for each model.
-        let mut unique: Vec<Problem> = Vec::with_capacity(problems.len());
+        let mut unique: Vec<Problem> = Vec::new();
+        let mut more = false;
         for problem in problems {
-            if !unique.contains(&problem) {
-                unique.push(problem);
+            if unique.contains(&problem) {
+                continue;
             }
+            more = unique.len() == SHOWN;
+            if more {
+                break;
+            }
+            unique.push(problem);
         }
-        Self { file: file.to_owned(), text: text.to_owned(), problems: unique }
+        Self { file: file.to_owned(), text: text.to_owned(), problems: unique, more }
     }
 }
 
@@ -82,7 +93,7 @@ impl fmt::Display for ConfigError {
             let between = if index == 0 { "" } else { "\n" };
             write!(f, "{between}{}", problem.show(&self.file, &self.text))?;
         }
-        Ok(())
+        if self.more { write!(f, "\nand there are more; put these right first") } else { Ok(()) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::document::{At, Entry, Node, Value};
-use super::problem::Problem;
+use super::problem::{Problem, SHOWN};
 
 /// What all tables of one file share.
 pub(super) struct Notes<'a> {
@@ -160,7 +160,8 @@ impl<'a> Table<'a> {
     pub fn finish(self) {
         let asked = self.asked.into_inner();
         for layer in &self.layers {
-            for entry in layer.entries.iter().filter(|entry| !asked.contains(&entry.key.as_str())) {
+            let unknown = layer.entries.iter().filter(|entry| !asked.contains(&entry.key.as_str()));
+            for entry in unknown.take(SHOWN + 1) {
                 let path = join(&layer.path, &entry.key);
                 let near =
                     nearest(&entry.key, &asked).map_or(String::new(), |near| format!(": did you mean `{near}`?"));

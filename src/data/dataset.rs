@@ -1,7 +1,6 @@
 //! Encoded rows, mapped into memory: a row is a slice of the file.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::hex;
+use crate::error::guarded;
 use crate::store::{read_json, sha256_file};
 
 /// The rows of one part, as a `datasets` folder keeps them.
@@ -203,7 +203,7 @@ fn map(path: &Path) -> Result<Vec<RecordBatch>> {
         Ok(batches)
     };
     // arrow-ipc asserts that a message's buffers lie within it.
-    catch_unwind(AssertUnwindSafe(&mut decode)).unwrap_or_else(|_| bail!("its messages contradict themselves"))
+    guarded(&mut decode).unwrap_or_else(|| bail!("its messages contradict themselves"))
 }
 
 impl Batch {

@@ -114,6 +114,7 @@ impl Snapshot {
             let dir = self.encoding_dir(&hash, part);
             if !dir.exists() {
                 let encode = PartEncoder { snapshot: self, tokenizer, max_length, inputs, part, threads };
+                let _writing = store::exclusive(self.dir(), true)?;
                 let staged = stage(&dir)?;
                 encode.write(staged.path(), &hash)?;
                 publish(staged, &dir)?;

@@ -138,6 +138,7 @@ fn write(data: &Data, sources: Vec<SourceFile>, hash: String, target: &Path) -> 
         .collect::<Result<_>>()?;
     let outcome = split::split(&tables, &data.split)?;
 
+    let _writing = target.parent().map(|dir| store::exclusive(dir, false)).transpose()?;
     let staged = stage(target)?;
     let mut rows_by_part = BTreeMap::new();
     let mut parts = BTreeMap::new();
@@ -298,6 +299,7 @@ impl Snapshot {
     pub fn scratch_tokenizer(&self, kind: TokenizerKind, vocab_size: usize) -> Result<Tokenizer> {
         let folder = self.scratch_tokenizer_dir(kind, vocab_size);
         if !folder.exists() {
+            let _writing = store::exclusive(&self.dir, true)?;
             let rows = self.rows(Part::Train)?;
             let texts = rows.iter().flat_map(|row| [Some(row.text.as_str()), row.text_pair.as_deref()]).flatten();
             let staged = stage(&folder)?;
@@ -389,7 +391,7 @@ pub(super) mod tests {
         assert_ne!(prepare(&other_split, &dir).unwrap().hash(), first.hash());
         csv(&path("two.csv"), 42);
         assert_ne!(prepare(&data(Source::Path(path("two.csv"))), &dir).unwrap().hash(), first.hash());
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 4); // and .lock
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::short_hash;
+use crate::error::guarded;
 use crate::user_error;
 
 /// A tokenizer and the files it is kept in.
@@ -74,7 +75,9 @@ impl Tokenizer {
     }
 
     fn new(json: Vec<u8>, beside: BTreeMap<&'static str, Vec<u8>>) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| anyhow!("no tokenizer: {e}"))?;
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(&json));
+        let read = read.ok_or_else(|| anyhow!("no tokenizer: it contradicts itself"))?;
+        let mut inner = read.map_err(|e| anyhow!("no tokenizer: {e}"))?;
         let pad_id = pad_id(&inner, &beside);
         inner.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
         inner.with_padding(None);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -47,6 +47,7 @@ pub struct Predictions {
 /// An exported model, ready to run.
 #[derive(Debug)]
 pub struct Predictor {
+    path: PathBuf,
     session: Session,
     inputs: Vec<Column>,
     input_names: Vec<CString>,
@@ -90,6 +91,7 @@ impl Predictor {
         };
         let labels = labels.with_context(|| format!("{} does not give logits [batch, labels]", model.display()))?;
         Ok(Predictor {
+            path: model.to_owned(),
             inputs: inputs.collect::<Result<_>>()?,
             input_names: session.inputs().iter().map(|i| CString::new(i.name())).collect::<Result<_, _>>()?,
             output_name: c"logits".into(),
@@ -114,11 +116,14 @@ impl Predictor {
     /// # Errors
     /// A model that kiln did not export.
     pub fn id2label(&self) -> Result<Vec<String>> {
-        let json = self.session.metadata()?.custom("id2label").context("the model's metadata has no id2label")?;
-        let id2label: BTreeMap<usize, String> = serde_json::from_str(&json).context("the model's metadata id2label")?;
+        let path = self.path.display();
+        let json = self.session.metadata()?.custom("id2label");
+        let json = json.with_context(|| format!("{path}: its metadata has no id2label"))?;
+        let id2label: BTreeMap<usize, String> =
+            serde_json::from_str(&json).with_context(|| format!("{path}: its metadata id2label is {json:?}"))?;
         ensure!(
             id2label.keys().copied().eq(0..self.labels),
-            "the model's metadata id2label does not name its {} labels: {json}",
+            "{path}: its metadata id2label does not name its {} labels: {json}",
             self.labels
         );
         Ok(id2label.into_values().collect())

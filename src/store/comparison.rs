@@ -26,7 +26,7 @@ impl Experiment {
         let runs = self.runs();
         fs::create_dir_all(&runs).with_context(|| format!("cannot create {}", runs.display()))?;
         let _choosing = Lock::wait(&runs.join(LOCK))?;
-        let run = self.run(self.next_run_num());
+        let run = self.run(self.next_run_num()?);
         let record = RunRecord {
             job_type: JobType::Comparison,
             experiment: self.name().into(),

@@ -147,8 +147,14 @@ impl Experiment {
     }
 
     /// The number that its next run gets.
-    pub(super) fn next_run_num(&self) -> u32 {
-        self.run_nums().last().map_or(1, |highest| highest + 1)
+    pub(super) fn next_run_num(&self) -> Result<u32> {
+        let highest = self.run_nums().last().copied().unwrap_or(0);
+        highest.checked_add(1).ok_or_else(|| {
+            user_error!(
+                "{} has a run {highest}, and no number is higher: take that folder away, or set run_num",
+                self.runs().display()
+            )
+        })
     }
 }
 

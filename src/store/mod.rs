@@ -18,5 +18,5 @@ mod pins;
 pub use file::{onnx_len, publish, read_json, remove_dir, stage, write, write_bytes, write_json};
 pub use layout::{Experiment, JobType, ModelDir, RunDir, RunRecord, Status, experiments, find, find_model};
 pub use lock::{Lock, host};
-pub use open::{Choice, Opened, Run};
+pub use open::{Choice, Opened, Run, exclusive};
 pub use pins::{Pins, sha256_file};

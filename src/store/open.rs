@@ -123,7 +123,7 @@ impl Experiment {
             None => {
                 let run_num = match config.run_num {
                     RunNum::Number(number) => number,
-                    RunNum::Next => self.next_run_num(),
+                    RunNum::Next => self.next_run_num()?,
                 };
                 self.create(run_num, config, snapshot)
             }
@@ -207,6 +207,18 @@ impl Experiment {
         let lock = Lock::take(&run.dir().join(LOCK), &format!("run {}", run.reference()))?;
         Ok(Opened { run: Run { run, _lock: lock }, resumed: false })
     }
+}
+
+/// Waits until no other process makes something in `dir`, and removes what killed ones left there; `deep`, below
+/// it too.
+///
+/// # Errors
+/// What the file system says.
+pub fn exclusive(dir: &Path, deep: bool) -> Result<Lock> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let lock = Lock::wait(&dir.join(LOCK))?;
+    clean(dir, deep)?;
+    Ok(lock)
 }
 
 /// Removes what a killed process left unfinished in a folder that nobody else writes to now, and,

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::Optimizer;
@@ -114,7 +114,13 @@ impl Checkpoints {
         let path = self.path(step);
         classifier.load_weights(&path.join("model.safetensors"))?;
         load_moments(&path.join("optimizer.safetensors"), classifier, optimizer)?;
-        Ok(Some(store::read_json(&path.join("state.json"))?))
+        let file = path.join("state.json");
+        let state: State = store::read_json(&file)?;
+        ensure!(state.step == step, "{} is of step {}, in the folder of step {step}", file.display(), state.step);
+        if let Some(best) = state.best.map(|best| self.path(best.step)).filter(|best| !best.exists()) {
+            bail!("{} is not there, and {} names it as the best", best.display(), file.display());
+        }
+        Ok(Some(state))
     }
 }
 

@@ -8,7 +8,7 @@ use kiln_models::nn::LoadReport;
 use super::{Checkpoints, Outcome, Output, Signals, Trainer, logits, place};
 use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
-use crate::data::{Encoding, Part, Snapshot, Tokenizer};
+use crate::data::{Dataset, Encoding, Part, Snapshot, Tokenizer};
 use crate::dist::Communicator;
 use crate::metrics::{Temperature, judge};
 use crate::pretrained::{self, Classifier};
@@ -98,6 +98,7 @@ impl Job<'_> {
         let Start { classifier, tokenizer, encoding } = start;
         place(&classifier.built().parameters, settings, ranks.local_rank())?;
         let (train, validation) = (encoding.dataset(Part::Train)?, encoding.dataset(Part::Validation)?);
+        self.check_ids(&classifier, &[&train, &validation])?;
 
         let checkpoints = |files: &ModelDir| Checkpoints::new(files.checkpoints(), settings.keep_checkpoints);
         let output = self.files.map(|(files, tracking)| -> Result<Output<'_>> {
@@ -134,6 +135,20 @@ impl Job<'_> {
         report::curves(&files.metrics_jsonl(), &files.curves_png())?;
         store::write_json(&files.statistics_json(), &statistics)?; // last: it says that training is done
         Ok(outcome)
+    }
+
+    /// Refuses ids that the model's table of embeddings does not have.
+    fn check_ids(&self, classifier: &Classifier, parts: &[&Dataset]) -> Result<()> {
+        let ids = parts.iter().flat_map(|part| (0..part.len()).flat_map(|i| part.input_ids(i)));
+        let highest = ids.map(|&id| id as u32).max().unwrap_or(0);
+        match classifier.vocab_size() {
+            Some(vocab_size) if u64::from(highest) >= vocab_size => Err(user_error!(
+                "model {:?}: its tokenizer.json gives the id {highest}, and its config.json says vocab_size = \
+                 {vocab_size}: the two files do not belong together",
+                self.model.name
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn say(&self, message: &str) {

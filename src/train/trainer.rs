@@ -94,7 +94,7 @@ impl<'a> Trainer<'a> {
             settings.gradient_accumulation_steps,
         );
         let total_steps = match settings.duration {
-            config::Duration::Epochs(epochs) => epochs * sampler.steps_per_epoch(),
+            config::Duration::Epochs(epochs) => epochs.saturating_mul(sampler.steps_per_epoch()),
             config::Duration::Steps(steps) => steps,
         };
         let counts = label_counts(train, classifier.id2label().len())?;

@@ -31,6 +31,9 @@ pub fn rows(seed: u64) -> Vec<Row> {
     documents(seed, COUNT)
 }
 
+/// Documents that [`write`] writes at most: all of them lie in memory.
+const MOST: usize = 10_000_000;
+
 /// The first `count` documents of a seed's endless sequence.
 pub fn documents(seed: u64, count: usize) -> Vec<Row> {
     (0..count as u64).map(|i| document(seed, i)).collect()
@@ -51,6 +54,9 @@ pub(super) fn content_hash(seed: u64) -> String {
 /// # Errors
 /// The user's for another extension, or a folder that is there already; files that cannot be written.
 pub fn write(path: &Path, seed: u64, count: usize) -> Result<()> {
+    if count > MOST {
+        return Err(crate::user_error!("--count {count}: needs at most {MOST}"));
+    }
     let rows = documents(seed, count);
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
     match extension.as_deref() {

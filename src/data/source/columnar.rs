@@ -12,6 +12,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{Cell, Reader, open};
+use crate::error::guarded;
 use crate::user_error;
 
 impl Reader<'_> {
@@ -37,12 +38,17 @@ impl Reader<'_> {
         let is_file = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
         file.rewind().map_err(|e| broken(&e))?;
         let file = BufReader::new(file);
-        let batches: Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>> = if is_file {
-            Box::new(FileReader::try_new(file, None).map_err(|e| broken(&e))?)
-        } else {
-            Box::new(StreamReader::try_new(file, None).map_err(|e| broken(&e))?)
+        let open = || -> Result<Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>, ArrowError> {
+            Ok(if is_file {
+                Box::new(FileReader::try_new(file, None)?)
+            } else {
+                Box::new(StreamReader::try_new(file, None)?)
+            })
         };
-        for batch in batches {
+        // arrow-ipc asserts that a message's buffers lie within it.
+        let contradicts = || broken(&"its messages contradict themselves");
+        let mut batches = guarded(open).ok_or_else(contradicts)?.map_err(|e| broken(&e))?;
+        while let Some(batch) = guarded(|| batches.next()).ok_or_else(contradicts)? {
             self.batch(&batch.map_err(|e| broken(&e))?)?;
         }
         Ok(())

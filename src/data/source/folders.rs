@@ -5,13 +5,14 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Cell, Reader};
+use super::{Cell, Reader, regular};
 use crate::user_error;
 
 impl Reader<'_> {
     pub(super) fn folders(&mut self) -> Result<()> {
         for (label, file) in texts(&self.table.path, self.labelled)? {
             let path = self.table.path.join(&file);
+            regular(&path)?;
             let bytes = fs::read(&path).map_err(|e| user_error!("cannot read {}: {e}", path.display()))?;
             let text = std::str::from_utf8(&bytes).map_err(|e| {
                 user_error!("{}: invalid UTF-8 at byte {}; convert it to UTF-8", path.display(), e.valid_up_to())

@@ -11,7 +11,7 @@ mod jsonl;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::rows::Row;
@@ -101,7 +101,8 @@ pub fn content_hash(path: &Path, data: &Data) -> Result<String> {
     let mut digest = Sha256::new();
     for (label, file) in folders::texts(path, true)? {
         let file_path = path.join(&file);
-        let bytes = fs::read(&file_path).with_context(|| format!("cannot read {}", file_path.display()))?;
+        regular(&file_path)?;
+        let bytes = fs::read(&file_path).map_err(|e| user_error!("cannot read {}: {e}", file_path.display()))?;
         for piece in [label.unwrap_or_default().as_bytes(), file.as_bytes(), &bytes] {
             digest.update((piece.len() as u64).to_le_bytes());
             digest.update(piece);
@@ -147,11 +148,23 @@ fn format(path: &Path, format: Format) -> Result<Kind> {
             }
         },
     };
+    if !metadata.is_dir() {
+        regular(path)?;
+    }
     if metadata.is_dir() != (resolved == Kind::Folders) {
         let (is, needs) = if metadata.is_dir() { ("a folder", "a file") } else { ("a file", "a folder") };
         return Err(user_error!("{} is {is}, and data.format needs {needs}", path.display()));
     }
     Ok(resolved)
+}
+
+/// Refuses what is read once and gone, or never ends: a source is read twice.
+fn regular(path: &Path) -> Result<()> {
+    let metadata = fs::metadata(path).map_err(|e| user_error!("cannot read {}: {e}", path.display()))?;
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(user_error!("{} is no regular file; write what it gives into one", path.display()))
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -185,17 +198,20 @@ impl Reader<'_> {
     /// Finds the columns by name.
     fn columns(&self, names: &[String]) -> Result<Columns> {
         let find = |key: &str, name: &str| {
-            names
-                .iter()
-                .position(|have| have == name)
-                .ok_or_else(|| self.no_column(&self.table.path.display().to_string(), key, name, names))
+            let place = self.table.path.display().to_string();
+            let found: Vec<usize> = (0..names.len()).filter(|&column| names[column] == name).collect();
+            match found[..] {
+                [] => Err(self.no_column(&place, key, name, names)),
+                [column] => Ok(column),
+                _ => Err(user_error!("{place}: {} columns are called {name:?} (data.{key}); rename one", found.len())),
+            }
         };
         let data = self.data;
         Ok(Columns {
             text: find("text", &data.text)?,
             text_pair: data.text_pair.as_deref().map(|name| find("text_pair", name)).transpose()?,
             label: match find("label", &data.label) {
-                Err(error) if self.labelled => return Err(error),
+                Err(error) if self.labelled || names.contains(&data.label) => return Err(error),
                 found => found.ok(),
             },
             id: data.id.as_deref().map(|name| find("id", name)).transpose()?,
@@ -327,6 +343,19 @@ mod tests {
 
     fn error(name: &str, bytes: &[u8], data: &Data) -> String {
         read_bytes(name, bytes, data, true).err().map_or("no error".to_owned(), |e| e.to_string())
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_told_from_those_that_are() {
+        for end in ["x,\"y\"", "x,\"y\"\n", "x,\"a \"\"b\"\"\"", "x,\"two\nlines\"\r\n", "x,5\" wide", "\"x\",a\"\"\n"]
+        {
+            let text = format!("text,label\na,\"b\"\n{end}");
+            assert_eq!(read_bytes("a.csv", text.as_bytes(), &data(), true).unwrap().rows.len(), 2, "{end}");
+        }
+        for end in ["x,\"y", "x,\"y\n", "x,\"\"\"", "x,\"a \"\"b\"\"\nz,c\n"] {
+            let text = format!("text,label\na,b\n{end}");
+            assert!(error("a.csv", text.as_bytes(), &data()).starts_with("a.csv: line 3: a quote opens"), "{end}");
+        }
     }
 
     #[test]
