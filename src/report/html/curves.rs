@@ -21,6 +21,7 @@ pub fn section(events: &Found<Vec<Event>>) -> Markup {
         match event {
             Event::Step(step) => steps.push(step),
             Event::Evaluation(evaluation) => evaluations.push(evaluation),
+            Event::Start(_) | Event::Test(_) | Event::End(_) => {}
         }
     }
     let best = evaluations.iter().rfind(|e| e.best);
