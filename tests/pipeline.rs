@@ -80,6 +80,7 @@ fn the_run_tree_is_whole() {
         "run.json",
         "lock.json",
         "experiment.toml",
+        "report.html",
         "small-bert/model/config.json",
         "small-bert/model/model.safetensors",
         "small-bert/model/tokenizer.json",
