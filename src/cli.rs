@@ -126,6 +126,18 @@ folder where it is of all models of one run, else in a run of its own.")]
   kiln sample --output sample.csv
   kiln sample --output sample.parquet --seed 7 --count 500")]
     Sample(Sample),
+    /// Prints a script that completes kiln's commands and options in a shell
+    #[command(after_help = "Examples:
+  kiln completions bash > ~/.local/share/bash-completion/completions/kiln
+  kiln completions zsh > ~/.zfunc/_kiln         where fpath has ~/.zfunc
+  kiln completions fish > ~/.config/fish/completions/kiln.fish")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page of kiln, or writes a page for each command, as packages do
+    #[command(hide = true)]
+    Man(Man),
 }
 
 /// The experiment file of a command.
@@ -331,4 +343,12 @@ pub struct Sample {
     /// Documents to write
     #[arg(long, value_name = "N", default_value_t = sample::COUNT)]
     pub count: usize,
+}
+
+/// `kiln man`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Man {
+    /// Writes kiln.1 and a page for each command into this folder
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }

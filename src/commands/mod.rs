@@ -3,8 +3,10 @@
 pub mod bench;
 pub mod check;
 pub mod compare;
+pub mod completions;
 pub mod export;
 pub mod infer;
+pub mod man;
 pub mod models;
 pub mod prepare;
 pub mod ranks;
@@ -41,6 +43,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),
+        Command::Completions { shell } => completions::run(*shell, options),
+        Command::Man(args) => man::run(args, options),
     }
 }
 
