@@ -10,6 +10,11 @@ use crate::data::sample;
 /// Fine-tunes transformer classifiers: text in, a tested ONNX model out.
 #[derive(Debug, Parser)]
 #[command(name = "kiln", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 the machine's fault or kiln's; 2 yours to put right, with what to do; 130 \
+and 143 ended by SIGINT and SIGTERM, with a checkpoint written where a training was going on. NO_COLOR turns colours \
+off; where stdout or stderr is no terminal there are none."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,13 +34,13 @@ pub struct Options {
     /// Sets any key of the experiment file, lists by index, as train.epochs=1 or model.0.name=a
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Prints JSON
+    /// Prints JSON on stdout, and nothing else there: one value, but of train a line for each event
     #[arg(long, global = true)]
     pub json: bool,
     /// Says more of what it does
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Says only results and errors
+    /// Says only results, on stdout, and errors, on stderr
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Never fetches anything

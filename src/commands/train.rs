@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::ranks::{self, Task};
-use super::{check, prepare};
+use super::{Form, check, prepare};
 use crate::cli::{Options, Stage, Train};
 use crate::config::{self, Config, Overrides, Processes, Quantize};
 use crate::data::{self, Part, Snapshot};
@@ -68,7 +68,7 @@ fn lead(
         None => data::prepare(&config.data, &experiment.data_dir())?,
     };
     if args.stop_after == Some(Stage::Prepare) {
-        return prepare::encode_and_print(config, &snapshot, options);
+        return prepare::encode_and_print(config, &snapshot, options, Form::Lines);
     }
 
     let choice = match (&args.resume, args.new) {
@@ -94,7 +94,7 @@ fn lead(
         }
         Err(error) => {
             // What stopped the run is the news; that run.json could not say so is not.
-            run.finish(Status::Failed).unwrap_or_else(|unsaid| say(format_args!("warning: {unsaid:#}")));
+            run.finish(Status::Failed).unwrap_or_else(|unsaid| say(format_args!("error: {unsaid:#}")));
             Err(error)
         }
     }
@@ -150,10 +150,16 @@ impl Pipeline<'_> {
         for model in &self.config.models {
             if !self.run.model(&model.name).export_json().exists() {
                 let certificate = export_model(&setting, model)?;
+                if self.options.json {
+                    super::print_event("export", Some(&model.name), &certificate)?;
+                }
                 self.say(&format!("exported {}", super::export::line(&model.name, &certificate)));
             }
             if config.export.quantize == Quantize::Int8 && !self.run.model(&model.name).export_int8_json().exists() {
                 let agreement = quantize_model(&setting, model)?;
+                if self.options.json {
+                    super::print_event("export_int8", Some(&model.name), &agreement)?;
+                }
                 self.say(&format!("exported {}", super::export::int8_line(&model.name, &agreement)));
             }
         }
@@ -164,7 +170,7 @@ impl Pipeline<'_> {
             self.say("the snapshot has no test part: nothing is tested");
             return Ok(None);
         }
-        super::infer::test_and_print(&setting, &self.config.models, false, self.options)?;
+        super::infer::test_and_print(&setting, &self.config.models, false, self.options, Form::Lines)?;
         if config.models.len() > 1 {
             super::compare::compare_and_print(self.run, &config.models, self.options)?;
         }
@@ -174,9 +180,9 @@ impl Pipeline<'_> {
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
         let job = Job { config, model, snapshot, files: Some(files), quiet };
-        let outcome = job.train(self.ranks, signals, |evaluation| {
-            let line = if self.options.json { serde_json::to_string(evaluation)? } else { evaluation.to_string() };
-            super::print(&line)
+        let outcome = job.train(self.ranks, signals, |evaluation| match self.options.json {
+            true => super::print_event("evaluation", Some(&model.name), evaluation),
+            false => super::print(&evaluation.to_string()),
         })?;
         match outcome {
             Outcome::Finished(_) => Ok(None),
