@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. What it means is in [`crate::commands`].
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -171,6 +172,10 @@ pub struct Train {
     /// Starts a new run, whatever is unfinished
     #[arg(long)]
     pub new: bool,
+    /// Writes trace.json into each model's folder, for ui.perfetto.dev: every op, wait and all-reduce of
+    /// these steps, counted from 0 at this start [alone: 10..20], and all evaluations and checkpoints; of rank 0
+    #[arg(long, value_name = "FROM..TO", num_args = 0..=1, require_equals = true, default_missing_value = "10..20", value_parser = steps)]
+    pub profile: Option<Range<u64>>,
     /// Where the processes run that train together.
     #[command(flatten)]
     pub nodes: Nodes,
@@ -330,6 +335,11 @@ pub struct Network {
     /// The GPU computes so many times as fast as what was measured
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
     pub times_as_fast: f64,
+}
+
+fn steps(text: &str) -> Result<Range<u64>, String> {
+    let range = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    range.filter(|range| !range.is_empty()).ok_or("needs two numbers, the second the higher, as 10..20".into())
 }
 
 fn positive(text: &str) -> Result<f64, String> {

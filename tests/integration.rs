@@ -11,3 +11,4 @@ mod parity;
 mod pipeline;
 mod resume;
 mod support;
+mod terminal;

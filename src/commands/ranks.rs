@@ -151,7 +151,7 @@ pub fn follow(ranks: &Communicator, config: &Config, signals: &Signals) -> Resul
     while let Task::Train(model, hash, dir) = ranks.from_main(None)? {
         let model = config.models.get(model).context("the main process has other models")?;
         let snapshot = ranks.in_turn(|| snapshot(config, &hash, &dir))?;
-        let job = Job { config, model, snapshot: &snapshot, files: None, quiet: true };
+        let job = Job { config, model, snapshot: &snapshot, files: None, quiet: true, profile: None };
         if let Outcome::Interrupted(signal, _) = job.train(ranks, signals, |_| Ok(()))? {
             return Ok(ExitCode::from(signal.exit_code()));
         }

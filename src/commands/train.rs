@@ -1,5 +1,6 @@
 //! `kiln train`: the whole way, or up to a stage.
 
+use std::ops::Range;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -81,7 +82,7 @@ fn lead(
     if let Some(runtime) = runtime {
         options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
     }
-    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, options, ranks };
+    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, options, profile: args.profile.clone(), ranks };
     pipeline.announce(resumed)?;
     match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
@@ -106,6 +107,7 @@ struct Pipeline<'a> {
     snapshot: &'a Snapshot,
     run: &'a Run,
     options: &'a Options,
+    profile: Option<Range<u64>>,
     ranks: &'a Communicator,
 }
 
@@ -179,7 +181,7 @@ impl Pipeline<'_> {
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
-        let job = Job { config, model, snapshot, files: Some(files), quiet };
+        let job = Job { config, model, snapshot, files: Some(files), quiet, profile: self.profile.clone() };
         let outcome = job.train(self.ranks, signals, |evaluation| match self.options.json {
             true => super::print_event("evaluation", Some(&model.name), evaluation),
             false => super::print(&evaluation.to_string()),

@@ -1,12 +1,13 @@
 //! One model's way from its origin to a folder that transformers loads.
 
 use std::fs;
+use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
-use super::{Checkpoints, Outcome, Output, Signals, Trainer, logits, place};
+use super::{Checkpoints, Outcome, Output, Profile, Signals, Trainer, logits, place};
 use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Encoding, Part, Snapshot, Tokenizer};
@@ -30,6 +31,8 @@ pub struct Job<'a> {
     pub files: Option<&'a ModelDir>,
     /// No progress on stderr.
     pub quiet: bool,
+    /// The steps, from 0 at this start, of which the main process writes trace.json.
+    pub profile: Option<Range<u64>>,
 }
 
 /// A model ready to train: its weights, its tokenizer, its encoded rows.
@@ -116,7 +119,12 @@ impl Job<'_> {
         let label = format!("train {}", self.model.name);
         let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
         let started = Instant::now();
-        let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
+        let profile = self.profile.clone().zip(self.files);
+        let mut profile = profile.map(|(steps, files)| Profile::new(steps, files.trace_json()));
+        let outcome = signals.during(|| trainer.fit(signals, &progress, &mut profile, print));
+        let written = profile.map_or(Ok(()), Profile::write);
+        let outcome = outcome?; // what stopped the training is the news
+        written?;
         let seconds = from_start.then(|| started.elapsed().as_secs_f64());
         progress.finish();
         let (Outcome::Finished(best), Some(files)) = (&outcome, self.files) else { return Ok(outcome) };
