@@ -176,6 +176,9 @@ pub struct Train {
     /// these steps, counted from 0 at this start [alone: 10..20], and all evaluations and checkpoints; of rank 0
     #[arg(long, value_name = "FROM..TO", num_args = 0..=1, require_equals = true, default_missing_value = "10..20", value_parser = steps)]
     pub profile: Option<Range<u64>>,
+    /// Shows the training on the whole terminal: curves, rate, memory; `q` or Ctrl-C ends it with a checkpoint
+    #[arg(long)]
+    pub tui: bool,
     /// Where the processes run that train together.
     #[command(flatten)]
     pub nodes: Nodes,

@@ -177,7 +177,9 @@ fn in_a_terminal(folder: &Path, arguments: &str, no_color: bool) -> Option<Strin
         return None;
     }
     let mut command = Command::new("script");
-    command.args(["-qec", &format!("{} {arguments}", env!("CARGO_BIN_EXE_kiln")), "/dev/null"]).current_dir(folder);
+    command
+        .args(["-qec", &format!("stty cols 80 rows 24; {} {arguments}", env!("CARGO_BIN_EXE_kiln")), "/dev/null"])
+        .current_dir(folder);
     command.env("TERM", "xterm-256color").env_remove("NO_COLOR").stdin(Stdio::null());
     if no_color {
         command.env("NO_COLOR", "1");
@@ -193,6 +195,13 @@ fn colours(said: &str) -> usize {
     codes.filter(|code| code.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')).count()
 }
 
+/// Whether a code chooses a colour; those that take one back do not.
+fn colour_is_chosen(said: &str) -> bool {
+    let codes = said.split("\x1b[").skip(1).filter_map(|code| code.split_once('m'));
+    let mut numbers = codes.flat_map(|(code, _)| code.split(';')).filter_map(|number| number.parse::<u8>().ok());
+    numbers.any(|number| matches!(number, 30..=38 | 40..=48 | 90..=97 | 100..=107))
+}
+
 #[test]
 fn no_color_is_honoured_in_a_terminal() {
     let folder = RUN.folder.path();
@@ -202,6 +211,67 @@ fn no_color_is_honoured_in_a_terminal() {
     for arguments in ["--help", "models", training] {
         let said = in_a_terminal(folder, arguments, true).unwrap();
         assert!(!said.is_empty() && colours(&said) == 0, "{arguments}: {said:?}");
+    }
+}
+
+#[test]
+fn a_dashboard_gives_the_terminal_back() {
+    let folder = RUN.folder.path();
+    let arguments = "train said.toml --new --root shown --stop-after train --tui";
+    let Some(said) = in_a_terminal(folder, arguments, true) else { return };
+    let after = |code: &str, undone: &str| {
+        let (last, back) = (said.rfind(code).unwrap_or_else(|| panic!("no {code:?}")), said.rfind(undone));
+        assert!(back.is_some_and(|back| back > last), "{undone:?} does not come after {code:?}");
+    };
+    after("\x1b[?1049h", "\x1b[?1049l"); // the alternate screen
+    after("\x1b[?25l", "\x1b[?25h"); // the cursor
+    // Evaluations lie on the screen beneath.
+    let beneath: String =
+        said.split("\x1b[?1049l").skip(1).map(|part| part.split("\x1b[?1049h").next().unwrap()).collect();
+    assert_eq!(beneath.matches("epoch=").count(), 4, "{beneath:?}");
+    assert!(said.contains("tokens/s"), "{said:?}");
+    assert!(!colour_is_chosen(&said), "{said:?}");
+
+    // Without a terminal there are lines, and that is said once.
+    let output = call(folder, &["train", "said.toml", "--new", "--tui", "--stop-after", "train"]);
+    let stderr = text(&output.stderr);
+    assert!(output.status.success() && stderr.matches("--tui needs a terminal").count() == 1, "{stderr}");
+}
+
+#[test]
+fn q_ends_a_training_as_ctrl_c_does() {
+    for key in ["q", "\x03"] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = crate::resume::experiment(folder.path());
+        let kiln = env!("CARGO_BIN_EXE_kiln");
+        let line = format!(
+            "stty cols 80 rows 24; {kiln} train {} --offline --tui --set train.max_steps=100000",
+            file.display()
+        );
+        let mut script = Command::new("script");
+        script.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let Ok(mut child) = script.spawn() else {
+            skipped("script of util-linux, which makes a terminal, is not there");
+            return;
+        };
+        let mut said = child.stdout.take().unwrap();
+        let read = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            std::io::Read::read_to_end(&mut said, &mut all).unwrap();
+            all
+        });
+        let started = std::time::Instant::now();
+        while logged_step(&file) == 0 {
+            assert!(started.elapsed() < std::time::Duration::from_secs(60), "no step was made");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let keys = child.stdin.as_mut().unwrap();
+        std::io::Write::write_all(keys, key.as_bytes()).unwrap();
+        let code = child.wait().unwrap().code();
+        let said = String::from_utf8_lossy(&read.join().unwrap()).into_owned();
+        assert_eq!(code, Some(130), "{key:?}: {said}");
+        assert!(said.contains("SIGINT: checkpoint of step"), "{key:?}: {said}");
+        assert!(said.rfind("\x1b[?1049l") > said.rfind("\x1b[?1049h") && said.contains("\x1b[?1049h"), "{key:?}");
     }
 }
 
@@ -290,13 +360,17 @@ fn a_profile_nests_and_names_the_models_ops() {
             }
             open.push(span);
         }
-        for step in named("step") {
+        let share = named("step").into_iter().map(|step| {
             let within = |span: &&Span| span.ts >= step.ts && span.ts + span.dur <= step.ts + step.dur + 1e-3;
+            let waits = ["wait for all_reduce", "wait for all ranks' losses"];
             let parts = ["sample", "batch", "forward", "backward", "gradient_norm", "optimizer"];
-            let sum: f64 =
-                spans.iter().filter(within).filter(|span| parts.contains(&span.name)).map(|span| span.dur).sum();
-            assert!(sum <= step.dur && sum >= 0.3 * step.dur, "{sum} of {}", step.dur);
-        }
+            let is_part = |span: &&Span| parts.contains(&span.name) || waits.contains(&span.name);
+            let sum: f64 = spans.iter().filter(within).filter(is_part).map(|span| span.dur).sum();
+            assert!(sum <= step.dur + 1e-3, "{sum} of {}", step.dur);
+            sum / step.dur
+        });
+        // A busy machine may put any one step aside between two spans.
+        assert!(share.clone().reduce(f64::max) > Some(0.5), "{:?}", share.collect::<Vec<_>>());
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn encode_and_print(
 
     let mut encodings = serde_json::Map::new();
     for model in &config.models {
-        let job = Job { config, model, snapshot, files: None, quiet: options.quiet, profile: None };
+        let job = Job { config, model, snapshot, files: None, quiet: options.quiet, profile: None, tui: false };
         let encoding = job.start(&parts)?.encoding;
         let cards = parts.iter().map(|part| Ok((part.to_string(), serde_json::to_value(encoding.card(*part)?)?)));
         encodings.insert(model.name.clone(), cards.collect::<Result<serde_json::Map<_, _>>>()?.into());

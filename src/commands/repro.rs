@@ -124,7 +124,15 @@ fn lead(
         let dir = std::path::absolute(snapshot.dir())?;
         ranks.from_main(Some(&Task::Train(index, snapshot.hash().into(), dir)))?;
         ranks.in_turn(|| Ok(()))?;
-        let job = Job { config, model, snapshot: &snapshot, files: Some(&files), quiet: options.quiet, profile: None };
+        let job = Job {
+            config,
+            model,
+            snapshot: &snapshot,
+            files: Some(&files),
+            quiet: options.quiet,
+            profile: None,
+            tui: false,
+        };
         if let Outcome::Interrupted(signal, _) = job.train(ranks, signals, |_| Ok(()))? {
             return Ok(ExitCode::from(signal.exit_code()));
         }

@@ -11,12 +11,12 @@ use crate::cli::{Options, Stage, Train};
 use crate::config::{self, Config, Overrides, Processes, Quantize};
 use crate::data::{self, Part, Snapshot};
 use crate::dist::{Communicator, World};
-use crate::error::say;
+use crate::error::{say, warn};
 use crate::export::{export_model, quantize_model};
-use crate::hub;
 use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
 use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
+use crate::{dashboard, hub};
 
 /// Prepares, trains, exports with a certificate, tests, and prints the table.
 ///
@@ -82,7 +82,15 @@ fn lead(
     if let Some(runtime) = runtime {
         options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
     }
-    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, options, profile: args.profile.clone(), ranks };
+    let pipeline = Pipeline {
+        config,
+        snapshot: &snapshot,
+        run: &run,
+        options,
+        profile: args.profile.clone(),
+        tui: tui(args, options),
+        ranks,
+    };
     pipeline.announce(resumed)?;
     match pipeline.go(runtime, args.stop_after) {
         Ok(None) => {
@@ -101,6 +109,15 @@ fn lead(
     }
 }
 
+/// Whether the dashboard is shown: where it was asked for, and there is a terminal.
+fn tui(args: &Train, options: &Options) -> bool {
+    let possible = dashboard::is_possible();
+    if args.tui && !possible {
+        warn("--tui needs a terminal as stdin, stdout and stderr of this process: progress comes in lines");
+    }
+    args.tui && possible && !options.quiet
+}
+
 /// The stages after preparation, for every model of the run.
 struct Pipeline<'a> {
     config: &'a Config,
@@ -108,6 +125,7 @@ struct Pipeline<'a> {
     run: &'a Run,
     options: &'a Options,
     profile: Option<Range<u64>>,
+    tui: bool,
     ranks: &'a Communicator,
 }
 
@@ -181,7 +199,8 @@ impl Pipeline<'_> {
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
-        let job = Job { config, model, snapshot, files: Some(files), quiet, profile: self.profile.clone() };
+        let job =
+            Job { config, model, snapshot, files: Some(files), quiet, profile: self.profile.clone(), tui: self.tui };
         let outcome = job.train(self.ranks, signals, |evaluation| match self.options.json {
             true => super::print_event("evaluation", Some(&model.name), evaluation),
             false => super::print(&evaluation.to_string()),

@@ -33,6 +33,8 @@ pub struct Job<'a> {
     pub quiet: bool,
     /// The steps, from 0 at this start, of which the main process writes trace.json.
     pub profile: Option<Range<u64>>,
+    /// Progress on the whole terminal.
+    pub tui: bool,
 }
 
 /// A model ready to train: its weights, its tokenizer, its encoded rows.
@@ -117,7 +119,12 @@ impl Job<'_> {
         let mut trainer = Trainer::new(ranks, &classifier, parts, settings, objective, bucket_bytes, output)?;
         trainer.fit_memory(|message| self.say(message))?;
         let label = format!("train {}", self.model.name);
-        let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
+        let shown = self.tui.then(|| Progress::dashboard(&label, trainer.total_steps())).transpose();
+        let shown = shown.unwrap_or_else(|error| {
+            self.say(&format!("--tui: {error}: progress comes in lines"));
+            None
+        });
+        let progress = shown.unwrap_or_else(|| Progress::new(&label, trainer.total_steps(), "step", self.quiet));
         let started = Instant::now();
         let profile = self.profile.clone().zip(self.files);
         let mut profile = profile.map(|(steps, files)| Profile::new(steps, files.trace_json()));

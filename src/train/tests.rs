@@ -44,6 +44,7 @@ impl Case {
             files: None,
             quiet: true,
             profile: None,
+            tui: false,
         };
         let parts = [Part::Train, Part::Validation];
         let Start { classifier, encoding, .. } = ranks.in_turn(|| job.start(&parts)).unwrap();

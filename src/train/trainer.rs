@@ -228,15 +228,14 @@ impl<'a> Trainer<'a> {
         while self.state.step < self.total_steps && !self.state.stopped_early {
             profile.iter_mut().for_each(|profile| profile.before(self.state.step - self.first));
             let (done, signal) = self.step(signals.received())?;
-            let (loss, rate) = (done.train_loss, done.tokens_per_second);
-            progress.set(done.step, &format!("loss {loss:.3} · {rate:.0} tokens/s"));
+            progress.step(&done);
             self.append(&Event::Step(done))?;
 
             let mut best = false;
             if self.is_due(self.settings.eval) {
                 let evaluation = self.evaluate()?;
                 best = evaluation.best;
-                progress.suspend(|| print(&evaluation))?;
+                progress.evaluation(&evaluation, || print(&evaluation))?;
             }
             let due = best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save);
             if let (true, Some(output)) = (due, &self.output) {
