@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. What it means is in [`crate::commands`].
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,6 +11,11 @@ use crate::data::sample;
 /// Fine-tunes transformer classifiers: text in, a tested ONNX model out.
 #[derive(Debug, Parser)]
 #[command(name = "kiln", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 the machine's fault or kiln's; 2 yours to put right, with what to do; 130 \
+and 143 ended by SIGINT and SIGTERM, with a checkpoint written where a training was going on. NO_COLOR turns colours \
+off; where stdout or stderr is no terminal there are none."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,13 +35,13 @@ pub struct Options {
     /// Sets any key of the experiment file, lists by index, as train.epochs=1 or model.0.name=a
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Prints JSON
+    /// Prints JSON on stdout, and nothing else there: one value, but of train a line for each event
     #[arg(long, global = true)]
     pub json: bool,
     /// Says more of what it does
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Says only results and errors
+    /// Says only results, on stdout, and errors, on stderr
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Never fetches anything
@@ -141,6 +147,18 @@ The best model is chosen on validation; its figures on the test part stand besid
   kiln sample --output sample.csv
   kiln sample --output sample.parquet --seed 7 --count 500")]
     Sample(Sample),
+    /// Prints a script that completes kiln's commands and options in a shell
+    #[command(after_help = "Examples:
+  kiln completions bash > ~/.local/share/bash-completion/completions/kiln
+  kiln completions zsh > ~/.zfunc/_kiln         where fpath has ~/.zfunc
+  kiln completions fish > ~/.config/fish/completions/kiln.fish")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page of kiln, or writes a page for each command, as packages do
+    #[command(hide = true)]
+    Man(Man),
 }
 
 /// The experiment file of a command.
@@ -169,6 +187,13 @@ pub struct Train {
     /// Starts a new run, whatever is unfinished
     #[arg(long)]
     pub new: bool,
+    /// Writes trace.json into each model's folder, for ui.perfetto.dev: every op, wait and all-reduce of
+    /// these steps, counted from 0 at this start [alone: 10..20], and all evaluations and checkpoints; of rank 0
+    #[arg(long, value_name = "FROM..TO", num_args = 0..=1, require_equals = true, default_missing_value = "10..20", value_parser = steps)]
+    pub profile: Option<Range<u64>>,
+    /// Shows the training on the whole terminal: curves, rate, memory; `q` or Ctrl-C ends it with a checkpoint
+    #[arg(long)]
+    pub tui: bool,
     /// Where the processes run that train together.
     #[command(flatten)]
     pub nodes: Nodes,
@@ -348,6 +373,11 @@ pub struct Network {
     pub times_as_fast: f64,
 }
 
+fn steps(text: &str) -> Result<Range<u64>, String> {
+    let range = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    range.filter(|range| !range.is_empty()).ok_or("needs two numbers, the second the higher, as 10..20".into())
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or("needs a number above 0".into())
 }
@@ -364,4 +394,12 @@ pub struct Sample {
     /// Documents to write
     #[arg(long, value_name = "N", default_value_t = sample::COUNT)]
     pub count: usize,
+}
+
+/// `kiln man`
+#[derive(Args, Clone, Debug, Default)]
+pub struct Man {
+    /// Writes kiln.1 and a page for each command into this folder
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }

@@ -7,6 +7,8 @@
 mod document;
 mod load;
 mod problem;
+#[cfg(test)]
+mod reference;
 mod resolve;
 mod table;
 #[cfg(test)]
@@ -245,9 +247,9 @@ pub struct Train {
     pub warmup: Warmup,
     /// Share of the target spread evenly over the labels.
     pub label_smoothing: f64,
-    /// Weights of the labels in the loss.
+    /// Weights of the labels in the loss: `"none"`, `"balanced"`, or a table from label to weight.
     pub class_weights: ClassWeights,
-    /// Dropout probability everywhere; `None` is the checkpoint's own.
+    /// Dropout probability everywhere; left out, the checkpoint's own.
     pub dropout: Option<f64>,
     /// Parameters whose names start with one of these stay as they are.
     pub freeze: Vec<String>,

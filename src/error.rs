@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An error that the user can put right: a mistake in the experiment file, the data or the command
 /// line. `kiln` ends with 2 where one stands anywhere in the chain, with 1 otherwise.
@@ -38,6 +39,21 @@ macro_rules! user_error {
 /// 2 where the user can put the error right, 1 otherwise.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if error.chain().any(|cause| cause.is::<UserError>()) { 2 } else { 1 })
+}
+
+/// Whether warnings are kept back: `-q`, of the whole process.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Keeps back what [`warn()`] says from now on.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Writes what is neither a result nor an error to stderr, as a line, unless `-q` was given.
+pub fn warn(line: impl fmt::Display) {
+    if !QUIET.load(Ordering::Relaxed) {
+        say(line);
+    }
 }
 
 /// Writes a line to stderr. That nobody reads it any more is no error, least of all in mid-training.

@@ -16,9 +16,10 @@
 //! 7. [`report::compare`] puts models that were tested on the same rows side by side, and
 //!    [`report::write_report`] makes a page of a run.
 //!
-//! [`dist`] makes many processes train one model. Beside them: [`store`] is the run tree and files that appear whole, [`metrics`] pure functions,
-//! [`track`] the events of a training and who hears of them, [`report`] tables and pictures made from a run's files alone,
-//! [`cli`] and [`commands`] the verbs, [`mod@error`] whose fault an error is. Arrows point down only:
+//! [`dist`] makes many processes train one model. Beside them: [`store`] is the run tree and files that appear
+//! whole, [`metrics`] pure functions, [`track`] the events of a training and who hears of them, [`report`] tables,
+//! pictures and pages made from a run's files alone, [`cli`] and [`commands`] the verbs, [`progress`] and
+//! [`dashboard`] how far they are, [`mod@error`] whose fault an error is. Arrows point down only:
 //! commands → train, export, infer, report → data, dist, metrics, track, store → config.
 #![warn(missing_docs)]
 
@@ -26,6 +27,7 @@ pub mod allocator;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod dashboard;
 pub mod data;
 pub mod dist;
 pub mod error;

@@ -1,11 +1,14 @@
 //! How far long work has come, on stderr: a bar on a terminal, else a line now and then.
 
 use std::collections::VecDeque;
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, stderr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+
+use crate::dashboard::Dashboard;
+use crate::track::{Evaluation, Step};
 
 /// Time between two lines where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -30,6 +33,7 @@ pub struct Progress {
 enum Shown {
     Bar(ProgressBar),
     Lines,
+    Dashboard(Dashboard),
     Nothing,
 }
 
@@ -51,6 +55,18 @@ impl Progress {
         } else {
             Shown::Lines
         };
+        Self::shown(label, total, unit, shown)
+    }
+
+    /// Starts to show a training of `total` steps on the whole terminal.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn dashboard(label: &str, total: u64) -> io::Result<Self> {
+        Ok(Self::shown(label, total, "step", Shown::Dashboard(Dashboard::new(label, total)?)))
+    }
+
+    fn shown(label: &str, total: u64, unit: &str, shown: Shown) -> Self {
         Self {
             label: label.to_owned(),
             total,
@@ -74,6 +90,11 @@ impl Progress {
         state.window.push(now, step);
         match &self.shown {
             Shown::Nothing => {}
+            Shown::Dashboard(dashboard) => {
+                let left = self.total.saturating_sub(step);
+                let seconds_left = state.window.rate().filter(|_| left > 0).map(|rate| left as f64 / rate);
+                dashboard.update(|board| board.seconds_left = seconds_left);
+            }
             Shown::Bar(bar) => {
                 let text = describe(&state.window, self.total, &self.unit, message);
                 bar.set_message(text);
@@ -90,10 +111,30 @@ impl Progress {
         }
     }
 
+    /// Reports a step of a training.
+    pub fn step(&self, step: &Step) {
+        self.set(step.step, &format!("loss {:.3} · {:.0} tokens/s", step.train_loss, step.tokens_per_second));
+        if let Shown::Dashboard(dashboard) = &self.shown {
+            dashboard.update(|board| {
+                board.loss.push(step.step as f64, step.train_loss);
+                board.step = Some(step.clone());
+            });
+        }
+    }
+
+    /// Reports an evaluation, which `print` prints, with the bar out of its way.
+    pub fn evaluation<T>(&self, evaluation: &Evaluation, print: impl FnOnce() -> T) -> T {
+        if let Shown::Dashboard(dashboard) = &self.shown {
+            dashboard.update(|board| board.evaluations.push(evaluation.clone()));
+        }
+        self.suspend(print)
+    }
+
     /// Runs what prints by itself, with the bar out of its way.
     pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.shown {
             Shown::Bar(bar) => bar.suspend(print),
+            Shown::Dashboard(dashboard) => dashboard.suspend(print),
             Shown::Lines | Shown::Nothing => print(),
         }
     }
@@ -108,7 +149,7 @@ impl Progress {
                     self.line(&state);
                 }
             }
-            Shown::Nothing => {}
+            Shown::Dashboard(_) | Shown::Nothing => {} // the first goes as it is dropped
         }
     }
 
@@ -151,7 +192,7 @@ fn describe(window: &Window, total: u64, unit: &str, message: &str) -> String {
 }
 
 /// `0:07`, `12:34`, `3:05:00`; days are hours.
-fn clock(seconds: f64) -> String {
+pub(crate) fn clock(seconds: f64) -> String {
     let s = seconds.round() as u64; // saturates
     let (hours, minutes, seconds) = (s / 3600, s / 60 % 60, s % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }

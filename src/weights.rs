@@ -10,7 +10,7 @@ use kiln_kernels::DType;
 use kiln_models::nn::NamedTensor;
 use serde::Deserialize;
 
-use crate::error::say;
+use crate::error::warn;
 use crate::store;
 use crate::tensors::TensorFile;
 use crate::user_error;
@@ -90,7 +90,7 @@ impl Weights {
             weights.files.push(part);
         }
         if let Some(Part::Pickle(path, _)) = weights.files.first() {
-            say(format_args!(
+            warn(format_args!(
                 "warning: {} is a pickle, which holds code: its tensors are read, nothing of it is run. The model \
                  that is trained from it is safetensors",
                 path.display()

@@ -14,4 +14,5 @@ mod pipeline;
 mod report;
 mod resume;
 mod support;
+mod terminal;
 mod trackers;

@@ -2,6 +2,7 @@
 
 use super::tensor::Origin;
 use super::{Cost, Data, Gradients, Graph, Parameter, Shape, Symbol, Tensor, Value};
+use crate::trace::{Running, span_of, type_name};
 use crate::{Error, Result};
 
 /// One op: every reading of it. Parameters lie in the op itself, tensors come as inputs.
@@ -59,12 +60,18 @@ pub(super) fn apply_at<O: Op>(origin: &Origin, op: O, xs: &[&Tensor]) -> Result<
         Origin::Value(tape) => {
             let values = all(xs, |x| if let Tensor::Value(value) = x { Some(value) } else { None })?;
             let data: Vec<&Data> = values.iter().map(|value| &value.data).collect();
-            let (data, saved) = op.forward(&data)?;
+            let (data, saved) = {
+                let _span = span(&op, "forward");
+                op.forward(&data)?
+            };
             let slots: Vec<Option<usize>> = values.iter().map(|value| value.slot).collect();
             let slot = match tape {
                 Some(tape) if is_recorded(&op, &slots) => {
                     let trained = op.parameters().into_iter().filter(|p| p.is_trainable()).cloned().collect();
-                    Some(tape.record(slots, trained, move |dy, gradients| op.backward(saved, dy, gradients)))
+                    Some(tape.record(slots, trained, move |dy, gradients| {
+                        let _span = span(&op, "backward");
+                        op.backward(saved, dy, gradients)
+                    }))
                 }
                 _ => None,
             };
@@ -82,6 +89,11 @@ pub(super) fn apply_at<O: Op>(origin: &Origin, op: O, xs: &[&Tensor]) -> Result<
             planner.apply(&op, &planned)
         }
     }
+}
+
+/// The time that an op takes, where somebody wants to know it.
+fn span<O: Op>(op: &O, kind: &'static str) -> Option<Running> {
+    span_of(type_name::<O>(), kind, || op.parameters().first().map(|parameter| parameter.name().to_owned()))
 }
 
 /// The inputs, which are all of one kind.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use kiln_kernels::Grad;
 
 use super::{Data, Parameter, Tensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 
 /// A recording of one forward. Clones share it.
 pub struct Tape<T = Data>(Rc<RefCell<Vec<Entry<T>>>>);
@@ -133,7 +133,9 @@ impl<T> Tape<T> {
                 (Entry::Again { forward, parameters }, Some(dy)) => {
                     // It records where it stood: its input's slot is below, and its ops come next.
                     let start = self.len();
+                    let span = trace::span("recompute", "backward");
                     let output = slot(&forward(self)?)?;
+                    drop(span);
                     self.0.borrow()[start..].iter().for_each(|entry| uses.add(entry.parameters()));
                     uses.end(&parameters, &mut complete)?; // none is the last: they are there again
                     slots.resize_with(self.len(), || None);

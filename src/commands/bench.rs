@@ -95,7 +95,7 @@ fn rank(args: &Bench, options: &Options, world: World, to: &Path) -> Result<Exit
         let snapshot = ranks.in_turn(|| data::prepare(&config.data, &dir))?;
         let model = config.models.first().context("an experiment has a model")?;
         let quiet = !options.verbose || !ranks.is_main();
-        let job = Job { config: &config, model, snapshot: &snapshot, files: None, quiet };
+        let job = Job { config: &config, model, snapshot: &snapshot, files: None, quiet, profile: None, tui: false };
         let load = Load { warmup: args.warmup, steps: args.steps, strong: args.strong };
         let measured = measure(&ranks, &job, load)?;
         if ranks.is_main() { store::write_json(to, &measured) } else { Ok(()) }

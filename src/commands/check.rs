@@ -13,7 +13,7 @@ use super::{print, print_json};
 use crate::cli::{File, Options};
 use crate::config::{Config, Duration, Export, Format, Model, Origin, RunNum, Source, Warmup, available_memory};
 use crate::data::{self, Part, Snapshot, Tokenizer};
-use crate::error::say;
+use crate::error::warn;
 use crate::store::Experiment;
 use crate::train::{Largest, Memory, freeze};
 use crate::{hub, pretrained, store, user_error, weights};
@@ -33,12 +33,12 @@ pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
     if options.json {
         let models = config.models.iter().map(|model| model.name.as_str());
         print_json(&Checked { config: &config, memory: models.zip(&memory).collect() })?;
-    } else if !options.quiet {
+    } else {
         print(&summary(&config, &models, &memory))?;
     }
     for (model, memory) in config.models.iter().zip(&memory) {
         if let Some(warning) = available_memory().and_then(|available| too_much(model, memory, available)) {
-            say(format_args!("warning: {warning}"));
+            warn(format_args!("warning: {warning}"));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -79,7 +79,8 @@ fn chosen(run: &RunDir, names: Vec<String>, asked: &[String]) -> Result<Vec<Stri
     Ok(taken)
 }
 
-/// Compares all models of a run that this process holds, writes its comparison.json and prints it.
+/// Compares all models of a run that this process holds, writes its comparison.json and prints it, as JSON
+/// in one line.
 ///
 /// # Errors
 /// What [`report::compare`] says; the file cannot be written.
@@ -87,7 +88,10 @@ pub(super) fn compare_and_print(run: &RunDir, models: &[config::Model], options:
     let models = models.iter().map(|model| (run.clone(), model.name.clone())).collect();
     let comparison = report::compare(&report::named(models)?)?;
     store::write_json(&run.comparison_json(), &comparison)?;
-    show(&comparison, &run.comparison_json(), options)
+    match options.json {
+        true => super::print_event("comparison", None, &comparison),
+        false => show(&comparison, &run.comparison_json(), options),
+    }
 }
 
 fn show(comparison: &Comparison, file: &Path, options: &Options) -> Result<()> {

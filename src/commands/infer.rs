@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Map;
 
 use super::export::{Target, by_model};
-use super::{print, print_json};
+use super::{Form, print, print_json};
 use crate::cli::{self, Options};
 use crate::config::{self, Data, Format, Quantize};
 use crate::data::read_rows;
@@ -28,7 +28,7 @@ pub fn run(args: &cli::Infer, options: &Options) -> Result<ExitCode> {
     let _held = target.run.hold()?;
     let snapshot = target.snapshot()?;
     let setting = target.setting(&snapshot, options)?;
-    test_and_print(&setting, &target.models, args.calibrated, options)?;
+    test_and_print(&setting, &target.models, args.calibrated, options, Form::Value)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -42,6 +42,7 @@ pub(super) fn test_and_print(
     models: &[config::Model],
     calibrated: bool,
     options: &Options,
+    form: Form,
 ) -> Result<()> {
     let mut all = Map::new();
     for model in models {
@@ -62,9 +63,12 @@ pub(super) fn test_and_print(
                 print(&format!("{line} examples_per_second={rate:.1}"))?;
             }
         }
+        if options.json && form == Form::Lines {
+            super::print_event("test", Some(&model.name), &statistics)?;
+        }
         all.insert(model.name.clone(), statistics);
     }
-    if options.json {
+    if options.json && form == Form::Value {
         print_json(&by_model(all))?;
     }
     Ok(())

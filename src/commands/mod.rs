@@ -3,8 +3,10 @@
 pub mod bench;
 pub mod check;
 pub mod compare;
+pub mod completions;
 pub mod export;
 pub mod infer;
+pub mod man;
 pub mod models;
 pub mod prepare;
 pub mod ranks;
@@ -21,7 +23,17 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
+use crate::error;
 use crate::infer::runtime;
+
+/// What `--json` makes of a command's results.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// One value of them all.
+    Value,
+    /// A line of each, as it comes.
+    Lines,
+}
 
 /// Does what the command line says.
 ///
@@ -29,6 +41,9 @@ use crate::infer::runtime;
 /// The command's; [`exit_code`](crate::error::exit_code) says whose fault one is.
 pub fn run(cli: &Cli) -> Result<ExitCode> {
     let options = &cli.options;
+    if options.quiet {
+        error::be_quiet();
+    }
     if let Some(cache) = runtime::cache() {
         kiln_kernels::set_kernel_cache(cache.join("kernels"));
     }
@@ -45,6 +60,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Check(args) => check::run(args, options),
         Command::Models => models::run(options),
         Command::Sample(args) => sample::run(args, options),
+        Command::Completions { shell } => completions::run(*shell, options),
+        Command::Man(args) => man::run(args, options),
     }
 }
 
@@ -57,6 +74,22 @@ pub fn print(line: &str) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Prints what has happened to stdout as one line of JSON: `{"event": …, "model": …, …}`.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_event(event: &str, model: Option<&str>, value: &impl Serialize) -> Result<()> {
+    #[derive(Serialize)]
+    struct Line<'a, T> {
+        event: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        model: Option<&'a str>,
+        #[serde(flatten)]
+        value: &'a T,
+    }
+    print(&serde_json::to_string(&Line { event, model, value })?)
 }
 
 /// Prints a value to stdout as indented JSON.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{check, print, print_json};
+use super::{Form, check, print, print_event, print_json};
 use crate::cli::{File, Options};
 use crate::config::Config;
 use crate::data::{self, Part, Snapshot};
@@ -23,19 +23,24 @@ pub fn run(args: &File, options: &Options) -> Result<ExitCode> {
     check::check(&config, None)?;
     let experiment = Experiment::new(&config.root, &config.name);
     let snapshot = data::prepare(&config.data, &experiment.data_dir())?;
-    encode_and_print(&config, &snapshot, options)
+    encode_and_print(&config, &snapshot, options, Form::Value)
 }
 
 /// Encodes the parts that a snapshot has for every model, and prints what they hold.
 ///
 /// # Errors
 /// The user's, of the models; files that cannot be read or written.
-pub(super) fn encode_and_print(config: &Config, snapshot: &Snapshot, options: &Options) -> Result<ExitCode> {
+pub(super) fn encode_and_print(
+    config: &Config,
+    snapshot: &Snapshot,
+    options: &Options,
+    form: Form,
+) -> Result<ExitCode> {
     let parts: Vec<Part> = Part::ALL.into_iter().filter(|part| snapshot.has(*part)).collect();
 
     let mut encodings = serde_json::Map::new();
     for model in &config.models {
-        let job = Job { config, model, snapshot, files: None, quiet: options.quiet };
+        let job = Job { config, model, snapshot, files: None, quiet: options.quiet, profile: None, tui: false };
         let encoding = job.start(&parts)?.encoding;
         let cards = parts.iter().map(|part| Ok((part.to_string(), serde_json::to_value(encoding.card(*part)?)?)));
         encodings.insert(model.name.clone(), cards.collect::<Result<serde_json::Map<_, _>>>()?.into());
@@ -43,9 +48,12 @@ pub(super) fn encode_and_print(config: &Config, snapshot: &Snapshot, options: &O
 
     if options.json {
         let dir = snapshot.dir();
-        print_json(
-            &json!({ "snapshot": snapshot.hash(), "dir": dir, "labels": snapshot.labels(), "card": snapshot.card(), "encodings": encodings }),
-        )?;
+        let (hash, labels, card) = (snapshot.hash(), snapshot.labels(), snapshot.card());
+        let value = json!({ "snapshot": hash, "dir": dir, "labels": labels, "card": card, "encodings": encodings });
+        match form {
+            Form::Value => print_json(&value)?,
+            Form::Lines => print_event("prepare", None, &value)?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     print(&format!("snapshot {} in {}", snapshot.hash(), snapshot.dir().display()))?;

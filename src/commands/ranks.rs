@@ -16,7 +16,7 @@ use crate::dist::{self, Communicator, Launch, RESOURCE_CONFIG, Timing, World};
 use crate::error::say;
 use crate::store::Experiment;
 use crate::train::{Job, Outcome, Signal, Signals};
-use crate::user_error;
+use crate::{dashboard, user_error};
 
 /// What this process is to the others.
 pub enum Part {
@@ -120,6 +120,7 @@ pub fn join(world: World, config: &Config) -> Result<Communicator> {
         return Communicator::solo();
     }
     let exit = |reason: &str| {
+        dashboard::restore();
         say(format_args!("error: {reason}"));
         // SAFETY: it ends the process. What libraries do at an exit, CUDA's for one, may wait for what is lost.
         unsafe { libc::_exit(1) }
@@ -151,7 +152,7 @@ pub fn follow(ranks: &Communicator, config: &Config, signals: &Signals) -> Resul
     while let Task::Train(model, hash, dir) = ranks.from_main(None)? {
         let model = config.models.get(model).context("the main process has other models")?;
         let snapshot = ranks.in_turn(|| snapshot(config, &hash, &dir))?;
-        let job = Job { config, model, snapshot: &snapshot, files: None, quiet: true };
+        let job = Job { config, model, snapshot: &snapshot, files: None, quiet: true, profile: None, tui: false };
         if let Outcome::Interrupted(signal, _) = job.train(ranks, signals, |_| Ok(()))? {
             return Ok(ExitCode::from(signal.exit_code()));
         }

@@ -14,7 +14,7 @@ use crate::cli::{self, Nodes, Options};
 use crate::config::{Config, Origin};
 use crate::data::{self, Snapshot};
 use crate::dist::Communicator;
-use crate::error::say;
+use crate::error::warn;
 use crate::store::{self, Experiment, ModelDir, Pins, RunDir};
 use crate::track::{self, Event, Plan, Tracking};
 use crate::train::{Job, Outcome, Signals};
@@ -115,7 +115,7 @@ fn lead(
         models: BTreeMap::new(),
     };
     for difference in &reproduced.differences {
-        say(format_args!("warning: {difference}: the last bits may be others"));
+        warn(format_args!("warning: {difference}: the last bits may be others"));
     }
 
     let again = Experiment::new(root, &config.name).run(run.run_num());
@@ -126,7 +126,15 @@ fn lead(
         let dir = std::path::absolute(snapshot.dir())?;
         ranks.from_main(Some(&Task::Train(index, snapshot.hash().into(), dir)))?;
         ranks.in_turn(|| Ok(()))?;
-        let job = Job { config, model, snapshot: &snapshot, files: Some((&files, &tracking)), quiet: options.quiet };
+        let job = Job {
+            config,
+            model,
+            snapshot: &snapshot,
+            files: Some((&files, &tracking)),
+            quiet: options.quiet,
+            profile: None,
+            tui: false,
+        };
         if let Outcome::Interrupted(signal, _) = job.train(ranks, signals, |_| Ok(()))? {
             return Ok(ExitCode::from(signal.exit_code()));
         }

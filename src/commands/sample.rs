@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use serde_json::json;
 
-use super::print;
+use super::{print, print_json};
 use crate::cli::{Options, Sample};
 use crate::data::sample;
 
@@ -14,7 +15,9 @@ use crate::data::sample;
 /// The user's, of the path; the file cannot be written.
 pub fn run(args: &Sample, options: &Options) -> Result<ExitCode> {
     sample::write(&args.output, args.seed, args.count)?;
-    if !options.quiet {
+    if options.json {
+        print_json(&json!({ "path": args.output, "documents": args.count, "seed": args.seed }))?;
+    } else {
         print(&args.output.display().to_string())?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,22 +1,23 @@
 //! `kiln train`: the whole way, or up to a stage.
 
+use std::ops::Range;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
 use super::ranks::{self, Task};
-use super::{check, prepare};
+use super::{Form, check, prepare};
 use crate::cli::{Options, Stage, Train};
 use crate::config::{self, Config, Overrides, Processes, Quantize};
 use crate::data::{self, Part, Snapshot};
 use crate::dist::{Communicator, World};
-use crate::error::say;
+use crate::error::{say, warn};
 use crate::export::{export_model, quantize_model};
-use crate::hub;
 use crate::infer::{Runtime, Setting, runtime};
 use crate::store::{self, Choice, Experiment, ModelDir, Opened, Run, Status};
 use crate::track::{Plan, Tracking};
 use crate::train::{Checkpoints, Job, Outcome, Signal, Signals};
+use crate::{dashboard, hub};
 
 /// Prepares, trains, exports with a certificate, tests, and prints the table.
 ///
@@ -70,7 +71,7 @@ fn lead(
         None => data::prepare(&config.data, &experiment.data_dir())?,
     };
     if args.stop_after == Some(Stage::Prepare) {
-        return prepare::encode_and_print(config, &snapshot, options);
+        return prepare::encode_and_print(config, &snapshot, options, Form::Lines);
     }
 
     let choice = match (&args.resume, args.new) {
@@ -84,7 +85,16 @@ fn lead(
         options.note(|| format!("ONNX Runtime: {}", runtime.library().display()));
     }
     let tracking = Tracking::new(plan, config, &run);
-    let pipeline = Pipeline { config, snapshot: &snapshot, run: &run, tracking: &tracking, options, ranks };
+    let pipeline = Pipeline {
+        config,
+        snapshot: &snapshot,
+        run: &run,
+        tracking: &tracking,
+        options,
+        profile: args.profile.clone(),
+        tui: tui(args, options),
+        ranks,
+    };
     pipeline.announce(resumed)?;
     let ended = pipeline.go(runtime, args.stop_after);
     let status = match &ended {
@@ -105,10 +115,19 @@ fn lead(
         }
         Err(error) => {
             // What stopped the run is the news; that run.json could not say so is not.
-            said.unwrap_or_else(|unsaid| say(format_args!("warning: {unsaid:#}")));
+            said.unwrap_or_else(|unsaid| say(format_args!("error: {unsaid:#}")));
             Err(error)
         }
     }
+}
+
+/// Whether the dashboard is shown: where it was asked for, and there is a terminal.
+fn tui(args: &Train, options: &Options) -> bool {
+    let possible = dashboard::is_possible();
+    if args.tui && !possible {
+        warn("--tui needs a terminal as stdin, stdout and stderr of this process: progress comes in lines");
+    }
+    args.tui && possible && !options.quiet
 }
 
 /// The stages after preparation, for every model of the run.
@@ -118,6 +137,8 @@ struct Pipeline<'a> {
     run: &'a Run,
     tracking: &'a Tracking<'a>,
     options: &'a Options,
+    profile: Option<Range<u64>>,
+    tui: bool,
     ranks: &'a Communicator,
 }
 
@@ -162,10 +183,16 @@ impl Pipeline<'_> {
         for model in &self.config.models {
             if !self.run.model(&model.name).export_json().exists() {
                 let certificate = export_model(&setting, model)?;
+                if self.options.json {
+                    super::print_event("export", Some(&model.name), &certificate)?;
+                }
                 self.say(&format!("exported {}", super::export::line(&model.name, &certificate)));
             }
             if config.export.quantize == Quantize::Int8 && !self.run.model(&model.name).export_int8_json().exists() {
                 let agreement = quantize_model(&setting, model)?;
+                if self.options.json {
+                    super::print_event("export_int8", Some(&model.name), &agreement)?;
+                }
                 self.say(&format!("exported {}", super::export::int8_line(&model.name, &agreement)));
             }
         }
@@ -176,7 +203,7 @@ impl Pipeline<'_> {
             self.say("the snapshot has no test part: nothing is tested");
             return Ok(None);
         }
-        super::infer::test_and_print(&setting, &self.config.models, false, self.options)?;
+        super::infer::test_and_print(&setting, &self.config.models, false, self.options, Form::Lines)?;
         if config.models.len() > 1 {
             super::compare::compare_and_print(self.run, &config.models, self.options)?;
         }
@@ -185,10 +212,11 @@ impl Pipeline<'_> {
 
     fn train(&self, model: &config::Model, files: &ModelDir, signals: &Signals) -> Result<Option<Signal>> {
         let (config, snapshot, quiet) = (self.config, self.snapshot, self.options.quiet);
-        let job = Job { config, model, snapshot, files: Some((files, self.tracking)), quiet };
-        let outcome = job.train(self.ranks, signals, |evaluation| {
-            let line = if self.options.json { serde_json::to_string(evaluation)? } else { evaluation.to_string() };
-            super::print(&line)
+        let (files, profile) = (Some((files, self.tracking)), self.profile.clone());
+        let job = Job { config, model, snapshot, files, quiet, profile, tui: self.tui };
+        let outcome = job.train(self.ranks, signals, |evaluation| match self.options.json {
+            true => super::print_event("evaluation", Some(&model.name), evaluation),
+            false => super::print(&evaluation.to_string()),
         })?;
         match outcome {
             Outcome::Finished(_) => Ok(None),

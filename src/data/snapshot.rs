@@ -76,7 +76,7 @@ pub fn prepare(data: &Data, dir: &Path) -> Result<Snapshot> {
     }
     let snapshot = Snapshot::open(&target)?;
     for warning in snapshot.card.warnings() {
-        crate::error::say(format_args!("warning: {warning}"));
+        crate::error::warn(format_args!("warning: {warning}"));
     }
     Ok(snapshot)
 }

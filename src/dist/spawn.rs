@@ -35,6 +35,8 @@ struct Spawned {
     /// Those that failed, as indices, in order, and when the first did.
     failed: Vec<usize>,
     since: Option<Instant>,
+    /// Whether the others were told to end, then.
+    stopped: bool,
 }
 
 /// Starts this machine's ranks, each `command()` with torchrun's variables, and waits for their end.
@@ -49,7 +51,7 @@ pub fn spawn(launch: &Launch, command: impl Fn() -> Command, signal: impl Fn() -
         0 => free_port()?,
         port => port,
     };
-    let mut spawned = Spawned { ranks: Vec::new(), failed: Vec::new(), since: None };
+    let mut spawned = Spawned { ranks: Vec::new(), failed: Vec::new(), since: None, stopped: false };
     for local_rank in 0..launch.nproc_per_node {
         let rank = launch.node_rank * launch.nproc_per_node + local_rank;
         let mut command = command();
@@ -77,7 +79,7 @@ pub fn spawn(launch: &Launch, command: impl Fn() -> Command, signal: impl Fn() -
         let child = command.spawn().with_context(|| format!("cannot start rank {rank}"))?;
         spawned.ranks.push(Rank { rank, child, lines, ended: None });
     }
-    let (mut told, mut stopped) = (None, false);
+    let mut told = None;
     while spawned.look()? {
         let now = signal();
         if now != told {
@@ -85,9 +87,9 @@ pub fn spawn(launch: &Launch, command: impl Fn() -> Command, signal: impl Fn() -
             told = now;
         }
         if let Some(since) = spawned.since {
-            if !stopped {
+            if !spawned.stopped {
                 spawned.tell(libc::SIGTERM, 1); // rank 0 hears of it from the others, and says it
-                stopped = true;
+                spawned.stopped = true;
             }
             if since.elapsed() > PATIENCE {
                 spawned.tell(libc::SIGKILL, 0);
@@ -103,7 +105,10 @@ impl Spawned {
     fn look(&mut self) -> Result<bool> {
         for (i, rank) in self.ranks.iter_mut().enumerate().filter(|(_, rank)| rank.ended.is_none()) {
             rank.ended = rank.child.try_wait().with_context(|| format!("watching rank {}", rank.rank))?;
-            if rank.ended.is_some_and(|status| !status.success()) {
+            // What the agent itself ended is not the cause.
+            let by_agent =
+                |status: ExitStatus| self.stopped && matches!(status.signal(), Some(libc::SIGTERM | libc::SIGKILL));
+            if rank.ended.is_some_and(|status| !status.success() && !by_agent(status)) {
                 self.failed.push(i);
                 self.since = self.since.or(Some(Instant::now()));
             }
@@ -119,7 +124,6 @@ impl Spawned {
         let main = failed.iter().find(|&&i| ranks[i].rank == 0).and_then(|&i| status(i).code());
         let gave_up =
             |i: usize| status(i).code().is_some_and(|code| matches!(code, 1 | 130 | 143) || Some(code) == main);
-        // What the agent itself ended is not the cause.
         let culprit = failed.iter().copied().find(|&i| !gave_up(i)).or(failed.first().copied());
         let Some(i) = culprit else { return 0 };
         let (code, how, silent) = match (status(i).code(), status(i).signal()) {

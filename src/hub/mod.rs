@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use crate::config::{Config, Origin};
-use crate::error::say;
+use crate::error::warn;
 use crate::user_error;
 use crate::weights::{self, Index, WEIGHTS};
 use cache::Repository;
@@ -131,7 +131,10 @@ impl Hub {
         }
         let listing: Listing = match (client.listing(repository, revision), known) {
             (Err(error), Some(folder)) if error.is::<client::Unreachable>() => {
-                say(format_args!("warning: {error:#}; {name} is taken as it was fetched before, {}", folder.display()));
+                warn(format_args!(
+                    "warning: {error:#}; {name} is taken as it was fetched before, {}",
+                    folder.display()
+                ));
                 return Ok(folder);
             }
             (listing, _) => listing?,

@@ -222,7 +222,7 @@ fn pinned() -> Result<(&'static str, &'static str)> {
 fn install(path: &Path) -> Result<()> {
     let (arch, _) = pinned()?;
     let folder = path.parent().context("the cache has no folder")?;
-    crate::error::say(format_args!("installing onnxruntime {RELEASE} into {} with pip", folder.display()));
+    crate::error::warn(format_args!("installing onnxruntime {RELEASE} into {} with pip", folder.display()));
     fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
     // In the same folder, so that the rename at the end stays on one file system.
     let work = tempfile::Builder::new().prefix(".install-").tempdir_in(folder)?;

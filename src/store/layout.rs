@@ -275,6 +275,11 @@ impl ModelDir {
         self.dir.join("export.int8.json")
     }
 
+    /// Where the time of some steps went, as `kiln train --profile` writes it.
+    pub fn trace_json(&self) -> PathBuf {
+        self.dir.join("trace.json")
+    }
+
     /// What happened at each step and evaluation.
     pub fn metrics_jsonl(&self) -> PathBuf {
         self.dir.join("metrics.jsonl")

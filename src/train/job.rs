@@ -1,11 +1,12 @@
 //! One model's way from its origin to a folder that transformers loads.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kiln_models::nn::LoadReport;
 
-use super::{Checkpoints, Outcome, Output, Signals, Trainer, logits, place};
+use super::{Checkpoints, Outcome, Output, Profile, Signals, Trainer, logits, place};
 use crate::allocator::KeptPages;
 use crate::config::{self, Config, Origin};
 use crate::data::{Dataset, Encoding, Part, Snapshot, Tokenizer};
@@ -29,6 +30,10 @@ pub struct Job<'a> {
     pub files: Option<(&'a ModelDir, &'a Tracking<'a>)>,
     /// No progress on stderr.
     pub quiet: bool,
+    /// The steps, from 0 at this start, of which the main process writes trace.json.
+    pub profile: Option<Range<u64>>,
+    /// Progress on the whole terminal.
+    pub tui: bool,
 }
 
 /// A model ready to train: its weights, its tokenizer, its encoded rows.
@@ -113,9 +118,19 @@ impl Job<'_> {
         let mut trainer = Trainer::new(ranks, &classifier, parts, settings, objective, bucket_bytes, output)?;
         trainer.fit_memory(|message| self.say(message))?;
         let label = format!("train {}", self.model.name);
-        let progress = Progress::new(&label, trainer.total_steps(), "step", self.quiet);
+        let shown = self.tui.then(|| Progress::dashboard(&label, trainer.total_steps())).transpose();
+        let shown = shown.unwrap_or_else(|error| {
+            self.say(&format!("--tui: {error}: progress comes in lines"));
+            None
+        });
+        let progress = shown.unwrap_or_else(|| Progress::new(&label, trainer.total_steps(), "step", self.quiet));
         let started = Instant::now();
-        let outcome = signals.during(|| trainer.fit(signals, &progress, print))?;
+        let profile = self.profile.clone().zip(self.files);
+        let mut profile = profile.map(|(steps, (files, _))| Profile::new(steps, files.trace_json()));
+        let outcome = signals.during(|| trainer.fit(signals, &progress, &mut profile, print));
+        let written = profile.map_or(Ok(()), Profile::write);
+        let outcome = outcome?; // what stopped the training is the news
+        written?;
         let seconds = from_start.then(|| started.elapsed().as_secs_f64());
         progress.finish();
         let (Outcome::Finished(best), Some((files, _))) = (&outcome, self.files) else { return Ok(outcome) };

@@ -48,7 +48,7 @@ pub fn measure(ranks: &Communicator, job: &Job<'_>, load: Load) -> Result<Measur
     let (parts, objective) = ((&train, &validation), job.config.objective);
     let bucket_bytes = job.config.distributed.bucket_mb as usize * 1_000_000;
     let mut trainer = Trainer::new(ranks, &classifier, parts, &settings, objective, bucket_bytes, None)?;
-    trainer.fit_memory(|message| crate::error::say(message))?;
+    trainer.fit_memory(|message| crate::error::warn(message))?;
 
     let device = classifier.built().parameters.device();
     let peak_flops = peak(ranks, &device, settings.dtype)?;

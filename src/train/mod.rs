@@ -15,6 +15,7 @@
 //! | `checkpoint` | folders that a run resumes from to the same bits |
 //! | `signals` | SIGINT and SIGTERM |
 //! | `measure` | steps that are timed, and nothing else |
+//! | `profile` | trace.json: where the time of some steps went |
 //! | `memory` | what a training will need, before it starts |
 
 mod agree;
@@ -27,6 +28,7 @@ mod loss;
 mod measure;
 mod memory;
 mod optimizer;
+mod profile;
 mod reducer;
 mod schedule;
 mod signals;
@@ -43,6 +45,7 @@ pub use loss::class_weights;
 pub use measure::{Load, measure};
 pub use memory::{Largest, Memory};
 pub use optimizer::{Optimizer, freeze};
+pub use profile::Profile;
 pub use reducer::{Reducer, Sums, Tree};
 pub use schedule::Schedule;
 pub use signals::{Signal, Signals};

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use kiln_kernels::{Buffer, Device, Lent};
 use kiln_models::nn::{Parameter, Parameters};
+use kiln_models::trace;
 
 use crate::data::sampler::CHUNKS;
 use crate::dist::{Communicator, Numbers, Order, Pending, ProcessGroup};
@@ -118,6 +119,7 @@ impl Sums<'_> {
         let range = self.reducer.buckets[self.pending.len()].range.clone();
         let mut lent = self.reducer.parameters.gradients_mut().lend(range)?;
         let sum = move |group: &mut dyn ProcessGroup| {
+            let _span = trace::span("all_reduce", "communication");
             group.all_reduce(Numbers::from(&mut lent), order)?;
             Ok(lent)
         };
@@ -126,6 +128,7 @@ impl Sums<'_> {
     }
 
     fn wait(self) -> Result<()> {
+        let _span = trace::span("wait for all_reduce", "wait");
         // Each gives its bucket back as it is dropped.
         self.pending.into_iter().try_for_each(|pending| pending.wait().map(drop))
     }

@@ -37,7 +37,15 @@ impl Case {
     fn gradient(&self, ranks: &Communicator, settings: &config::Train) -> Result<Named> {
         let mut model = self.config.models[0].clone();
         model.train = settings.clone();
-        let job = Job { config: &self.config, model: &model, snapshot: &self.snapshot, files: None, quiet: true };
+        let job = Job {
+            config: &self.config,
+            model: &model,
+            snapshot: &self.snapshot,
+            files: None,
+            quiet: true,
+            profile: None,
+            tui: false,
+        };
         let parts = [Part::Train, Part::Validation];
         let Start { classifier, encoding, .. } = ranks.in_turn(|| job.start(&parts)).unwrap();
         let (train, validation) = (encoding.dataset(parts[0]).unwrap(), encoding.dataset(parts[1]).unwrap());

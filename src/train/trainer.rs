@@ -5,12 +5,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use kiln_kernels::{Tensor, cross_entropy};
 use kiln_models::nn::Mode;
+use kiln_models::trace;
 
 use super::agree::agree;
 use super::device::{is_out_of_memory, planned_tokens};
 use super::{
-    Best, Checkpoints, Optimizer, Reducer, Schedule, Signal, Signals, State, Sums, Tree, class_weights, evaluate,
-    gradient_coverage,
+    Best, Checkpoints, Optimizer, Profile, Reducer, Schedule, Signal, Signals, State, Sums, Tree, class_weights,
+    evaluate, gradient_coverage,
 };
 use crate::config::{self, Goal, Interval, Objective};
 use crate::data::Dataset;
@@ -221,22 +222,24 @@ impl<'a> Trainer<'a> {
         &mut self,
         signals: &Signals,
         progress: &Progress,
+        profile: &mut Option<Profile>,
         print: impl Fn(&Evaluation) -> Result<()>,
     ) -> Result<Outcome> {
         while self.state.step < self.total_steps && !self.state.stopped_early {
+            profile.iter_mut().for_each(|profile| profile.before(self.state.step - self.first));
             let (done, signal) = self.step(signals.received())?;
-            let (loss, rate) = (done.train_loss, done.tokens_per_second);
-            progress.set(done.step, &format!("loss {loss:.3} · {rate:.0} tokens/s"));
+            progress.step(&done);
             self.append(&Event::Step(done))?;
 
             let mut best = false;
             if self.is_due(self.settings.eval) {
                 let evaluation = self.evaluate()?;
                 best = evaluation.best;
-                progress.suspend(|| print(&evaluation))?;
+                progress.evaluation(&evaluation, || print(&evaluation))?;
             }
             let due = best || signal.is_some() || self.state.stopped_early || self.is_due(self.settings.save);
             if let (true, Some(output)) = (due, &self.output) {
+                let _span = trace::rare("checkpoint", "checkpoint");
                 output.checkpoints.save(&self.state, self.classifier, &self.optimizer)?;
             }
             if let Some(signal) = signal {
@@ -259,19 +262,26 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self, signal: Option<Signal>) -> Result<(Step, Option<Signal>)> {
         let parameters = &self.classifier.built().parameters;
         let (step, started) = (self.state.step, Instant::now());
+        let _span = trace::span_of("step", "step", || Some(format!("step {}", step + 1)));
+        let data_span = trace::span("sample", "data");
         let batch = self.sampler.batch(step);
         let weight = self.weight(&batch);
+        drop(data_span);
         let losses = self.gradients(weight)?;
         if step == self.first && !losses.is_empty() {
             gradient_coverage(parameters).with_context(|| format!("step {step}; {}", self.blame(&batch)))?;
         }
         let (loss, signal) = self.gather(losses, signal)?;
+        let norm_span = trace::span("gradient_norm", "optimizer");
         let grad_norm = self.optimizer.gradient_norm(parameters)?;
+        drop(norm_span);
         if !grad_norm.is_finite() {
             bail!("step {step}: the gradient's norm is {grad_norm}; {}", self.blame(&batch));
         }
         let learning_rate = self.settings.learning_rate * self.schedule.factor(step);
+        let optimizer_span = trace::span("optimizer", "optimizer");
         self.optimizer.step(parameters, step, learning_rate, grad_norm)?;
+        drop(optimizer_span);
         self.state.step += 1;
         self.state.loss_sum += loss;
         self.state.loss_weight += weight;
@@ -330,6 +340,7 @@ impl<'a> Trainer<'a> {
 
     /// Sums the losses of all ranks, and agrees on a signal that has come to any of them.
     fn gather(&self, losses: Vec<f64>, signal: Option<Signal>) -> Result<(f64, Option<Signal>)> {
+        let _span = trace::span("wait for all ranks' losses", "wait");
         let all = self.ranks.all_gather(&(losses, signal.map(Signal::number)))?;
         let loss = all.iter().flat_map(|(losses, _)| losses).sum();
         Ok((loss, all.iter().find_map(|(_, signal)| Signal::new((*signal)?))))
@@ -340,12 +351,16 @@ impl<'a> Trainer<'a> {
     /// here: that would wait for a GPU. `sums` is given with the last micro-batch: gradients are complete
     /// as backward leaves them.
     fn backward(&self, micro_batch: &[u32], weight: f64, sums: Option<&mut Sums<'_>>) -> Result<Tensor> {
+        let span = trace::span_of("batch", "data", || Some(format!("{} examples", micro_batch.len())));
         let examples: Vec<_> = micro_batch.iter().map(|&i| self.train.example(i as usize)).collect();
         let ids = micro_batch.iter().map(|&i| u64::from(i)).collect();
         let labels: Vec<u32> = micro_batch.iter().filter_map(|&i| self.train.label(i as usize)).collect();
         let mode = Mode::Train { seed: self.settings.seed, step: self.state.step };
         let inputs = self.classifier.inputs(&examples, ids, mode)?.recompute(self.settings.recompute);
+        drop(span);
+        let span = trace::span("forward", "forward");
         let logits = self.classifier.built().model.forward(&inputs)?;
+        let loss_span = trace::span("cross_entropy", "forward");
         let (losses, dlogits) = cross_entropy::forward(
             logits.data()?,
             &labels,
@@ -353,6 +368,9 @@ impl<'a> Trainer<'a> {
             self.settings.label_smoothing as f32,
             weight,
         )?;
+        drop(loss_span);
+        drop(span);
+        let _span = trace::span("backward", "backward");
         if let Some(tape) = inputs.tape() {
             match sums {
                 Some(sums) => tape.backward_with(&logits, dlogits, |parameter| sums.complete(parameter))?,
@@ -388,6 +406,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
+        let _span = trace::rare("evaluation", "evaluation");
         let figures = evaluate(self.ranks, self.classifier, self.validation, self.micro_batch_tokens)?
             .statistics(self.classifier.id2label());
         let value = figures.get(self.objective.metric);
