@@ -36,7 +36,6 @@ pub mod distilbert;
 pub mod electra;
 pub mod nn;
 pub mod roberta;
-pub mod trace;
 pub mod xlm_roberta;
 
 pub use config::{Config, num_labels};

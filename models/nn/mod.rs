@@ -7,6 +7,7 @@
 //! | `op` | [`Op`] and `apply`, the only place where they part ways |
 //! | `tape` | what was done, and backward through it |
 //! | `recompute` | layers that backward does again instead of keeping them |
+//! | `trace` | where the time goes, for whoever asks |
 //! | `plan` | [`plan()`]: memory and arithmetic of a batch, before it is computed |
 //! | `parameters` | [`Parameters`]: flat values and gradients; [`Builder`] declares them |
 //! | `inputs` | [`Inputs`] and [`Sequences`]: packed batches, or `[batch, sequence]` under capture |
@@ -33,6 +34,7 @@ mod relu;
 mod tanh;
 mod tape;
 mod tensor;
+pub mod trace;
 
 pub use attention::Attention;
 pub use dropout::Dropout;

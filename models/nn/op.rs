@@ -1,8 +1,8 @@
 //! What an op is, and the one place where value, symbol and plan part ways.
 
 use super::tensor::Origin;
+use super::trace::{Running, span_of, type_name};
 use super::{Cost, Data, Gradients, Graph, Parameter, Shape, Symbol, Tensor, Value};
-use crate::trace::{Running, span_of, type_name};
 use crate::{Error, Result};
 
 /// One op: every reading of it. Parameters lie in the op itself, tensors come as inputs.

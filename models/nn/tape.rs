@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use kiln_kernels::Grad;
 
-use super::{Data, Parameter, Tensor};
-use crate::{Error, Result, trace};
+use super::{Data, Parameter, Tensor, trace};
+use crate::{Error, Result};
 
 /// A recording of one forward. Clones share it.
 pub struct Tape<T = Data>(Rc<RefCell<Vec<Entry<T>>>>);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use kiln_models::trace::{self, Level, Span, Trace};
+use kiln_models::nn::trace::{self, Level, Span, Trace};
 use serde_json::{Value, json};
 
 use crate::error::warn;

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use kiln_kernels::{Buffer, Device, Lent};
+use kiln_models::nn::trace;
 use kiln_models::nn::{Parameter, Parameters};
-use kiln_models::trace;
 
 use crate::data::sampler::CHUNKS;
 use crate::dist::{Communicator, Numbers, Order, Pending, ProcessGroup};

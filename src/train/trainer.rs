@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use kiln_kernels::{Tensor, cross_entropy};
 use kiln_models::nn::Mode;
-use kiln_models::trace;
+use kiln_models::nn::trace;
 
 use super::agree::agree;
 use super::device::{is_out_of_memory, planned_tokens};
